@@ -1,0 +1,89 @@
+"""One encoded image into RGB uint8, with every way it can be unusable told apart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ppfr.errors import DataError
+
+Images = npt.NDArray[np.uint8]
+Source = str | os.PathLike[str]
+
+FACE_SIZE = 112
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+def decode_image(data: bytes, size: int | None = FACE_SIZE) -> Images:
+    """Decode an encoded image into (size, size, 3) RGB uint8; with `size=None` into its own height and width.
+
+    Grey, palette, alpha, 16-bit and CMYK images become 8-bit RGB (alpha is dropped, 16 bits lose the lower
+    8). A square image of another size is resized (area averaging down, bilinear up). Raises DataError when
+    the data is not an image, is cut short (OpenCV would fill the missing part with grey), or is not square:
+    then it is not an aligned crop, and squeezing it would move the eyes.
+    """
+    if not data:
+        raise DataError("empty file")
+    if _is_cut_short(data):
+        raise DataError("cut short: the end of the image is missing")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise DataError(f"cannot be decoded ({error.err})") from error
+    if pixels is None:
+        raise DataError("not an image that OpenCV can decode")
+    image = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
+    return image if size is None else _fit(image, size)
+
+
+def read_image(path: Source, size: int | None = FACE_SIZE) -> Images:
+    """Read an image file as `decode_image` does; raises DataError naming the file."""
+    try:
+        return decode_image(Path(path).read_bytes(), size)
+    except OSError as error:
+        raise DataError(f"{path}: {_os_reason(error)}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _is_cut_short(data: bytes) -> bool:
+    if data.startswith(b"\xff\xd8"):  # JPEG: an end marker must follow the last start of scan
+        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return b"IEND" not in data[-64:]
+    return False
+
+
+def _fit(image: Images, size: int) -> Images:
+    height, width = image.shape[:2]
+    if height != width:
+        raise DataError(
+            f"{width} x {height} is not square, so not an aligned crop; align it to {size} x {size} first"
+        )
+    if height == size:
+        return image
+    how = cv2.INTER_AREA if height > size else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size, size), interpolation=how), np.uint8)
+
+
+def _os_reason(error: OSError) -> str:
+    return "file not found" if isinstance(error, FileNotFoundError) else (error.strerror or str(error))
+
+
+def read_images(paths: Sequence[Path], size: int) -> list[Images | DataError]:
+    """Read many files with a pool of threads; one that cannot be read gives its DataError in its place."""
+
+    def attempt(path: Path) -> Images | DataError:
+        try:
+            return read_image(path, size)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
+        return list(pool.map(attempt, paths, chunksize=1))
