@@ -215,6 +215,11 @@ def open_splits(
     return train, test
 
 
+def holds_splits(source: Source) -> bool:
+    """Whether a source names its training and its test set itself."""
+    return _given_splits(Path(source).expanduser()) is not None
+
+
 def _given_splits(path: Path) -> tuple[Path, Path] | None:
     for suffix in (".csv", ""):
         parts = path / f"train{suffix}", path / f"test{suffix}"

@@ -1,0 +1,248 @@
+"""Pairs of faces to verify: drawn from a labelled set, read from a list, or from an InsightFace .bin file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ppfr.data.binfile import read_bin
+from ppfr.data.faceset import Indices, Skipped
+from ppfr.data.images import FACE_SIZE, Images, Source, decode_image, read_images
+from ppfr.data.sources import holds_splits, open_faces, open_splits, read_csv
+from ppfr.errors import DataError
+from ppfr.files import atomic_write
+
+PAIR_COLUMNS = ("path_a", "path_b", "same")
+_TRUTH = {"1": True, "true": True, "0": False, "false": False}
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs of images by index: `first` and `second` (P,) int64 into one set of images, `same` (P,) bool.
+
+    The order matters: 10-fold protocols cut the pairs into contiguous folds. `skipped` names the images that
+    could not be used; their pairs are left out. Raises DataError when the three arrays do not belong
+    together.
+    """
+
+    name: str
+    first: Indices
+    second: Indices
+    same: npt.NDArray[np.bool_]
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.first.shape == self.second.shape == self.same.shape == (len(self.same),):
+            shapes = f"{self.first.shape}, {self.second.shape}, {self.same.shape}"
+            raise DataError(f"{self.name}: first, second and same have shapes {shapes}; expected (P,) each")
+
+    def __len__(self) -> int:
+        return len(self.same)
+
+    def __repr__(self) -> str:
+        return f"PairSet({self.name!r}: {int(self.same.sum())} genuine, {int((~self.same).sum())} impostor)"
+
+
+class PairedImages(NamedTuple):
+    """Pairs, and the images (M, size, size, 3) RGB uint8 that their indices mean."""
+
+    pairs: PairSet
+    images: Images
+
+
+def open_pairs(
+    source: Source,
+    *,
+    size: int = FACE_SIZE,
+    strict: bool = False,
+    genuine: int = 3000,
+    impostor: int = 3000,
+    seed: int = 0,
+) -> PairedImages:
+    """Open anything that can be verified on: an InsightFace `.bin`, a pair list, or a labelled set.
+
+    A CSV with the columns path_a, path_b, same is a pair list. From a labelled set pairs are drawn by
+    `draw_pairs`: from its test people if it holds a training and a test set, else from all. Raises DataError.
+    """
+    path = Path(source)
+    if path.suffix.lower() == ".bin":
+        return load_bin(path, size=size, strict=strict)
+    if path.suffix.lower() == ".csv" and path.is_file() and is_pair_list(path):
+        return read_pairs(path, size=size, strict=strict)
+    if holds_splits(source):
+        faces = open_splits(source, size=size, strict=strict)[1]
+    else:
+        faces = open_faces(source, size=size, strict=strict)
+    pairs = draw_pairs(faces.labels, genuine=genuine, impostor=impostor, seed=seed, name=faces.name)
+    return PairedImages(pairs, faces.images())
+
+
+# ------------------------------------------------------------------------------------------------ drawing
+
+
+def draw_pairs(
+    labels: npt.ArrayLike, *, genuine: int = 3000, impostor: int = 3000, seed: int = 0, name: str = "pairs"
+) -> PairSet:
+    """Draw pairs from labelled images, the same ones for the same labels, numbers and seed.
+
+    Genuine pairs are drawn uniformly and without repetition from all pairs of two images of one person, then
+    impostor pairs likewise from all pairs of images of two people, by `numpy.random.default_rng(seed)`. No
+    image is paired with itself. The two kinds are interleaved evenly, so that each of 10 contiguous folds has
+    its share of both; people do appear in several folds (as in any random draw: the folds choose a threshold
+    and nothing else). Where the set has fewer pairs than asked for, both numbers shrink in proportion, so
+    that the mixture stays as asked; the PairSet shows how many there are. Raises DataError when there is no
+    pair of a kind that was asked for.
+    """
+    known = np.asarray(labels)
+    if known.ndim != 1 or genuine < 0 or impostor < 0 or genuine + impostor == 0:
+        raise DataError(
+            f"cannot draw {genuine} genuine and {impostor} impostor pairs from labels {known.shape}; "
+            "expected labels (N,) and at least one pair"
+        )
+    order = np.argsort(known, kind="stable")
+    ranked = known[order]
+    own_end = np.searchsorted(ranked, ranked, side="right")
+    after = np.arange(1, len(ranked) + 1)
+    everyone = np.full(len(ranked), len(ranked))
+    # an image's partners are one stretch of the ranked images: its person's rest, or all later people
+    stretches = {"genuine": (after, own_end, genuine), "impostor": (own_end, everyone, impostor)}
+    share = 1.0
+    for kind, (start, end, wanted) in stretches.items():
+        available = int((end - start).sum())
+        if wanted and not available:
+            need = "two images of one person" if kind == "genuine" else "two people"
+            raise DataError(f"no {kind} pair among {len(known)} images; expected at least {need}")
+        share = min(share, available / wanted) if wanted else share
+    rng = np.random.default_rng(seed)
+    drawn = [
+        order[_draw(start, end, max(1, int(share * wanted)) if wanted else 0, rng)]
+        for start, end, wanted in stretches.values()
+    ]
+    both = np.concatenate(drawn, axis=1)
+    same = np.arange(both.shape[1]) < drawn[0].shape[1]
+    # each kind spread evenly over [0, 1), then merged: contiguous folds get the same mixture
+    place = np.concatenate([(np.arange(kind.shape[1]) + 0.5) / max(1, kind.shape[1]) for kind in drawn])
+    mixed = np.argsort(place, kind="stable")
+    return PairSet(name, both[0][mixed], both[1][mixed], same[mixed])
+
+
+def _draw(start: Indices, end: Indices, count: int, rng: np.random.Generator) -> Indices:
+    """Draw `count` different pairs i, j with start[i] <= j < end[i], uniformly, as (2, count)."""
+    total = np.cumsum(end - start)
+    rank = rng.choice(int(total[-1]), size=count, replace=False) if count else np.empty(0, np.int64)
+    first = np.searchsorted(total, rank, side="right")
+    second = end[first] - (total[first] - rank)
+    return np.stack([first, second]).astype(np.int64)
+
+
+# ------------------------------------------------------------------------------------------------ pair lists
+
+
+def is_pair_list(path: Path) -> bool:
+    """Whether a CSV's first line names the columns of a pair list."""
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as stream:
+        return set(PAIR_COLUMNS) <= {name.strip() for name in next(csv.reader(stream), [])}
+
+
+def write_pairs(path: Source, pairs: PairSet, names: Sequence[str]) -> None:
+    """Write pairs as a CSV `path_a,path_b,same`, paths relative to the CSV; `names` are the images' files."""
+    folder = Path(path).absolute().parent
+    relative = [os.path.relpath(Path(name).absolute(), folder) for name in names]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(PAIR_COLUMNS)
+    for first, second, same in zip(pairs.first, pairs.second, pairs.same, strict=True):
+        writer.writerow([relative[first], relative[second], int(same)])
+    atomic_write(Path(path), text.getvalue())
+
+
+def read_pairs(path: Source, *, size: int = FACE_SIZE, strict: bool = False) -> PairedImages:
+    """Read a CSV `path_a,path_b,same` (paths relative to it; same is 1/0 or true/false) and its images.
+
+    Pairs with an image that cannot be used are left out and the image is listed in `pairs.skipped`. Raises
+    DataError for missing columns, a value of `same` that is neither, no usable pair, and with `strict` for
+    anything skipped.
+    """
+    path = Path(path)
+    position: dict[str, int] = {}
+    same: list[bool] = []
+    rows: list[tuple[int, int]] = []
+    for line, row in read_csv(path, PAIR_COLUMNS):
+        if row["same"].lower() not in _TRUTH:
+            raise DataError(f"{path}, line {line}: same is {row['same']!r}; expected 1, 0, true or false")
+        rows.append((_number(position, row["path_a"]), _number(position, row["path_b"])))
+        same.append(_TRUTH[row["same"].lower()])
+    images = read_images([path.parent / name for name in position], size)
+    return _paired(path, rows, same, list(position), images, size=size, strict=strict)
+
+
+def _number(position: dict[str, int], name: str) -> int:
+    return position.setdefault(name, len(position))
+
+
+def load_bin(path: Source, *, size: int = FACE_SIZE, strict: bool = False) -> PairedImages:
+    """Read an InsightFace verification file (`lfw.bin`, `cfp_fp.bin`, ...); nothing in it is run.
+
+    Such a file is a pickle of (2 P encoded images, P truth values), pair i being images 2 i and 2 i + 1; see
+    `ppfr.data.binfile` for what it may hold. Broken images are treated as in `read_pairs`. Raises DataError.
+    """
+    path = Path(path)
+    encoded, same = read_bin(path)
+    images: list[Images | DataError] = []
+    for data in encoded:
+        try:
+            images.append(decode_image(data, size))
+        except DataError as error:
+            images.append(error)
+    rows = [(2 * pair, 2 * pair + 1) for pair in range(len(same))]
+    names = [f"image {number}" for number in range(len(encoded))]
+    return _paired(path, rows, same, names, images, size=size, strict=strict)
+
+
+def _paired(
+    path: Path,
+    rows: Sequence[tuple[int, int]],
+    same: Sequence[bool],
+    names: Sequence[str],
+    images: Sequence[Images | DataError],
+    *,
+    size: int,
+    strict: bool,
+) -> PairedImages:
+    """Keep the pairs whose two images are good, renumber the images, account for the rest."""
+    skipped = [
+        Skipped(name, str(image))
+        for name, image in zip(names, images, strict=True)
+        if isinstance(image, DataError)
+    ]
+    if strict and skipped:
+        raise DataError(f"{path}: {len(skipped)} images refused under strict; {_say(skipped[0])}")
+    good = {number: image for number, image in enumerate(images) if not isinstance(image, DataError)}
+    place = {number: position for position, number in enumerate(good)}
+    kept = [pair for pair, (a, b) in enumerate(rows) if a in place and b in place]
+    if not kept:
+        reason = f"; {_say(skipped[0])}" if skipped else ""
+        raise DataError(f"{path}: none of {len(rows)} pairs can be used{reason}")
+    stack = np.empty((len(good), size, size, 3), np.uint8)
+    for position, image in enumerate(good.values()):
+        stack[position] = image
+    pairs = PairSet(
+        path.stem,
+        np.array([place[rows[pair][0]] for pair in kept], np.int64),
+        np.array([place[rows[pair][1]] for pair in kept], np.int64),
+        np.array([same[pair] for pair in kept], np.bool_),
+        skipped,
+    )
+    return PairedImages(pairs, stack)
+
+
+def _say(skipped: Skipped) -> str:
+    return skipped.reason if skipped.path in skipped.reason else f"{skipped.path}: {skipped.reason}"
