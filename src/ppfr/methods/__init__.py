@@ -1,0 +1,35 @@
+"""PPFR systems: one file a method, found by name."""
+
+from ppfr.methods.base import (
+    BackboneSpec,
+    Hypothesis,
+    Method,
+    MethodInfo,
+    MethodOptions,
+    Stage,
+    TrainingStep,
+    TrunkInput,
+    create,
+    method_class,
+    methods,
+    register,
+)
+from ppfr.methods.payload import Payload, PayloadSchema, TensorSpec
+
+__all__ = [
+    "BackboneSpec",
+    "Hypothesis",
+    "Method",
+    "MethodInfo",
+    "MethodOptions",
+    "Payload",
+    "PayloadSchema",
+    "Stage",
+    "TensorSpec",
+    "TrainingStep",
+    "TrunkInput",
+    "create",
+    "method_class",
+    "methods",
+    "register",
+]

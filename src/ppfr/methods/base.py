@@ -59,14 +59,16 @@ class BackboneSpec:
     width: float = 1.0
     input_size: tuple[int, int] | None = None
 
-    def build(self, in_channels: int) -> Backbone:
+    def build(self, in_channels: int, generator: torch.Generator) -> Backbone:
         """Make the network with a first layer of `in_channels`; unset sizes take the network's own default."""
-        sizes: dict[str, Any] = {}
-        if self.embedding_size is not None:
-            sizes["embedding_size"] = self.embedding_size
-        if self.input_size is not None:
-            sizes["input_size"] = tuple(self.input_size)
-        return build_backbone(self.name, in_channels=in_channels, width=self.width, **sizes)
+        return build_backbone(
+            self.name,
+            in_channels=in_channels,
+            embedding_size=self.embedding_size,
+            width=self.width,
+            input_size=self.input_size,
+            generator=generator,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a recipe or a file's header."""
@@ -132,6 +134,7 @@ class Stage:
     trunk: Backbone | None = None
     trunk_input: Callable[[Tensor, torch.Generator], TrunkInput] | None = None
     validates: bool = True
+    calibrate: Callable[[Tensor, torch.Generator], None] | None = None
     after_warm_start: Callable[[Tensor, torch.Generator], None] | None = None
 
 
@@ -148,11 +151,11 @@ class Method(nn.Module, ABC):
     server: nn.Module
     input_size: tuple[int, int] = (112, 112)
 
-    def __init__(self, options: MethodOptions, backbone: BackboneSpec, *, seed: int = 0) -> None:
+    def __init__(self, options: MethodOptions, backbone: BackboneSpec, generator: torch.Generator) -> None:
+        """Build both halves with fresh weights drawn from `generator`."""
         super().__init__()
         self.options = options
         self.backbone_spec = backbone
-        self.seed = seed
 
     # --- what authors write -------------------------------------------------------------------------------------
     @property
@@ -298,11 +301,7 @@ def create(
         if isinstance(backbone, BackboneSpec)
         else BackboneSpec(backbone, embedding_size=embedding_size, width=width)
     )
-    # torch's initialisers know only the global generator: lend it the seed and put it back
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        method = cls(parse_options(cls, options), spec, seed=seed)
-    return method.eval()
+    return cls(parse_options(cls, options), spec, torch.Generator().manual_seed(seed)).eval()
 
 
 def parse_options(cls: type[Method], options: Mapping[str, Any]) -> MethodOptions:

@@ -1,0 +1,103 @@
+"""ArcFace and ArcFace-FD: the unprotected anchors of every comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ppfr.methods.base import (
+    BackboneSpec,
+    Method,
+    MethodInfo,
+    MethodOptions,
+    Stage,
+    TrainingStep,
+    TrunkInput,
+    register,
+)
+from ppfr.methods.parts import ChannelServer
+from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.transforms import block_dct
+
+
+class _Unprotected(Method):
+    """A deterministic client and a plain recogniser behind it."""
+
+    client_channels: ClassVar[int]
+    scaled: ClassVar[bool]
+
+    def __init__(self, options: MethodOptions, backbone: BackboneSpec, generator: torch.Generator) -> None:
+        super().__init__(options, backbone, generator)
+        self.client = nn.Identity()
+        self.server = ChannelServer(backbone.build(self.client_channels, generator), scaled=self.scaled)
+
+    @property
+    def schema(self) -> PayloadSchema:
+        shape = (self.client_channels, *self.input_size)
+        return PayloadSchema(self.info.name, {"channels": TensorSpec(shape, self.info.title)})
+
+    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        embedding: Tensor = self.server(tensors)
+        return embedding
+
+    def stages(self) -> list[Stage]:
+        server: ChannelServer = self.server  # type: ignore[assignment]
+
+        def forward(images: Tensor, labels: Tensor, generator: torch.Generator) -> TrainingStep:
+            return TrainingStep(server(self._protect(images, generator)))
+
+        def calibrate(images: Tensor, generator: torch.Generator) -> None:
+            if server.scale is not None:
+                server.scale.calibrate(self._protect(images, generator)["channels"])
+
+        return [
+            Stage(
+                name="server",
+                module=self.server,
+                forward=forward,
+                embedding_size=self.embedding_size,
+                trunk=server.backbone,
+                trunk_input=lambda images, generator: TrunkInput(
+                    server.trunk_input(self._protect(images, generator))
+                ),
+                calibrate=calibrate,
+            )
+        ]
+
+
+@register
+class ArcFace(_Unprotected):
+    """The RGB baseline: the clear image travels (Deng et al., CVPR 2019)."""
+
+    info = MethodInfo(
+        name="arcface",
+        title="ArcFace (RGB image, unprotected)",
+        paper="Deng et al., ArcFace, CVPR 2019",
+        protects=False,
+    )
+    client_channels = 3
+    scaled = False
+
+    def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"channels": images.float()}
+
+
+@register
+class ArcFaceFD(_Unprotected):
+    """The frequency-domain baseline: all 192 block-DCT channels travel, colour-major (Wang et al., DuetFace, ACM MM 2022)."""
+
+    info = MethodInfo(
+        name="arcface-fd",
+        title="ArcFace-FD (all 192 DCT channels, unprotected)",
+        paper="Wang et al., DuetFace, ACM MM 2022, section 4.2 (baseline)",
+        protects=False,
+        departures="channels are divided by their root mean square on the training set before the first layer",
+    )
+    client_channels = 192
+    scaled = True
+
+    def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"channels": block_dct(images).float().flatten(1, 2)}

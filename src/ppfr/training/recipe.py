@@ -1,0 +1,222 @@
+"""Recipes: typed settings of a training run, read from YAML, with profiles and overrides by key path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ppfr.errors import RecipeError
+from ppfr.methods import BackboneSpec, method_class
+from ppfr.methods.base import parse_options
+
+PROFILES = ("quick", "standard", "paper")
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimizer(_Strict):
+    """How weights move."""
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    lr: float = Field(2e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(5e-4, ge=0, description="not applied to norm layers and biases")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
+
+
+class Schedule(_Strict):
+    """How the learning rate moves, as a factor of its peak."""
+
+    name: Literal["one_cycle", "steps", "constant"] = "one_cycle"
+    warmup: float = Field(0.2, ge=0, lt=1, description="share of all steps spent rising (one_cycle)")
+    milestones: list[float] = Field(default_factory=list, description="epochs at which to multiply by gamma (steps)")
+    gamma: float = Field(0.1, gt=0, le=1)
+
+
+class HeadSettings(_Strict):
+    """Margin softmax over the training identities."""
+
+    name: str = "arcface"
+    options: dict[str, float | bool] = Field(default_factory=dict, description="for example margin: 0.5, scale: 64")
+
+
+class Losses(_Strict):
+    """Weights of the loss terms."""
+
+    distil: float = Field(1.0, ge=0, description="1 - cosine to the teacher's embedding")
+    margin: float = Field(0.0, ge=0, description="cross entropy of the margin head")
+
+
+class StageSettings(_Strict):
+    """Training of one stage."""
+
+    epochs: int = Field(6, ge=0)
+    repeats: int = Field(1, ge=1, description="passes over the data in one epoch, each with fresh draws")
+    batch_size: int = Field(64, ge=2)
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    head: HeadSettings = HeadSettings()
+    losses: Losses = Losses()
+    clip: float | None = Field(5.0, gt=0, description="largest norm of the gradient; null for none")
+    freeze_norm: bool = Field(False, description="keep the norm layers' running statistics as they are")
+
+
+class Augment(_Strict):
+    """Random changes of the training images."""
+
+    flip: bool = True
+    shift: int = Field(0, ge=0, le=16, description="largest shift in pixels")
+    jitter: float = Field(0.0, ge=0, le=1, description="strength of brightness and contrast changes")
+
+
+class Backbone(_Strict):
+    """The server's network; `auto` takes the teacher's own architecture, or else `fallback`."""
+
+    name: str = "auto"
+    fallback: str = Field("mobilefacenet", description="used by `auto` when the teacher's weights cannot be a start")
+    embedding_size: int | None = None
+    width: float = Field(1.0, gt=0)
+
+
+class Recipe(_Strict):
+    """Everything that decides a run besides its data and teacher."""
+
+    method: str
+    profile: str = "standard"
+    summary: str = ""
+    seed: int = 0
+    backbone: Backbone = Backbone()
+    options: dict[str, Any] = Field(default_factory=dict, description="the method's own settings")
+    warm_start: bool = Field(True, description="begin with the teacher's weights where shapes allow")
+    warm_start_images: int = Field(768, ge=36, description="training images used to fit the first layer")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    augment: Augment = Augment()
+    training: StageSettings = StageSettings()
+    stages: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="changes to `training` for one stage, by the stage's name"
+    )
+    checkpoint_minutes: float = Field(5.0, gt=0)
+
+    def stage(self, name: str) -> StageSettings:
+        """Settings of one stage: `training` with the changes under `stages.NAME`."""
+        return _parse(
+            StageSettings, deep_merge(self.training.model_dump(), self.stages.get(name, {})), f"stages.{name}"
+        )
+
+    def backbone_spec(self, teacher: str | None) -> BackboneSpec:
+        """The network to build, given the name of the teacher's architecture (None: unknown or no teacher)."""
+        name = (teacher or self.backbone.fallback) if self.backbone.name == "auto" else self.backbone.name
+        return BackboneSpec(name, embedding_size=self.backbone.embedding_size, width=self.backbone.width)
+
+    def to_yaml(self, *, with_secrets: bool = False) -> str:
+        """The recipe as YAML; options that would give a client's secret away are left out unless asked for."""
+        values = self.model_dump(mode="json")
+        if not with_secrets:
+            hidden = method_class(self.method).Options.secret_fields()
+            values["options"] = {name: value for name, value in values["options"].items() if name not in hidden}
+        return yaml.safe_dump(values, sort_keys=False)
+
+
+def deep_merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it, mapping by mapping; neither is altered."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def recipe_names() -> list[str]:
+    """Methods that have a built-in recipe."""
+    folder = resources.files("ppfr.recipes")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(
+    name: str | Path,
+    *,
+    profile: str = "standard",
+    taught: bool = False,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+) -> Recipe:
+    """Read a built-in recipe by method name, or a YAML file, choose its profile, and lay overrides over it.
+
+    `taught` tells whether a teacher is there: without one the file's `without_teacher` section applies. `overrides`
+    are `key.path=value` strings (values in YAML) or a nested mapping. Raises RecipeError naming the key's path for an
+    unknown key, a wrong type or a value out of range.
+    """
+    values = _read(name)
+    profiles = values.pop("profiles", {})
+    untaught = values.pop("without_teacher", {})
+    if profiles:
+        if profile not in profiles:
+            raise RecipeError(f"recipe {str(name)!r} has no profile {profile!r}; it has {', '.join(profiles)}")
+        chosen = dict(profiles[profile] or {})
+        untaught = deep_merge(untaught, chosen.pop("without_teacher", {}))
+        values = deep_merge(values, chosen)
+        values["profile"] = profile
+    if not taught:
+        values = deep_merge(values, untaught)
+    changes = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    recipe = _parse(Recipe, deep_merge(values, changes), "")
+    parse_options(method_class(recipe.method), recipe.options)
+    for stage in recipe.stages:
+        recipe.stage(stage)
+    return recipe
+
+
+def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
+    """Turn `["training.epochs=3"]` into nested mappings; values are read as YAML."""
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise RecipeError(f"--set {assignment!r} is not KEY=VALUE, for example --set training.epochs=3")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {path}: the value {text!r} is not valid YAML: {error}") from error
+        nested: dict[str, Any] = {keys[-1]: value}
+        for key in reversed(keys[:-1]):
+            nested = {key: nested}
+        result = deep_merge(result, nested)
+    return result
+
+
+def _read(name: str | Path) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise RecipeError(f"recipe file {path} does not exist")
+        text = path.read_text(encoding="utf-8")
+    elif str(name) in recipe_names():
+        text = resources.files("ppfr.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        known = ", ".join(recipe_names())
+        raise RecipeError(f"no recipe {str(name)!r}; built in: {known}; or give the path of a .yaml file")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {name}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {name}: expected a mapping of settings, found {type(values).__name__}")
+    return values
+
+
+def _parse(model: type[_Model], values: Mapping[str, Any], prefix: str) -> _Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            path = ".".join([part for part in (prefix, *map(str, problem["loc"])) if part])
+            lines.append(f"{path}: {problem['msg']} (got {problem['input']!r})")
+        raise RecipeError("; ".join(lines)) from error

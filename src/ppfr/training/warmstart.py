@@ -1,0 +1,184 @@
+"""Start warm: a teacher's trunk, and a first layer fitted in closed form from payloads to the teacher's own features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppfr.errors import CheckpointError
+from ppfr.methods import Stage
+from ppfr.networks import Backbone, Recogniser
+from ppfr.networks.gated import GatedConv2d
+
+_BATCH = 32
+# positions per image that enter the normal equations: neighbouring patches say nearly the same
+_POSITIONS = 384
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What a warm start did: how many tensors were taken, which were not, and how well the first layer could be fitted.
+
+    `explained` is the share of the variance of the first layer's target that the fit reproduces (1 is exact).
+    """
+
+    taken: int
+    left: tuple[str, ...]
+    explained: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a run's record."""
+        return asdict(self) | {"left": list(self.left)}
+
+
+def can_warm_start(trunk: Backbone, teacher: Recogniser) -> bool:
+    """True when the teacher is a network of the trunk's own kind, so that its weights have a place there."""
+    return teacher.backbone is not None and type(teacher.backbone) is type(trunk)
+
+
+@torch.no_grad()
+def warm_start(
+    stage: Stage, teacher: Recogniser, images: Tensor, generator: torch.Generator, *, ridge: float = 1e-5
+) -> WarmStart:
+    """Fill `stage.trunk` from the teacher and fit its first layer by ridge regression.
+
+    The clients here are linear, so the teacher's first-layer outputs on clear images are nearly a linear function of
+    the payload's patches; least squares over a sample of `images` (N,3,H,W in [-1,1]) finds it. The offset goes into
+    the running mean of the norm layer behind. Raises CheckpointError when the teacher is not of the trunk's kind.
+    """
+    trunk, source = stage.trunk, teacher.backbone
+    if trunk is None or stage.trunk_input is None or source is None or not can_warm_start(trunk, teacher):
+        raise CheckpointError(
+            f"stage {stage.name!r} cannot start warm: its trunk is {type(trunk).__name__}, the teacher "
+            f"{type(source).__name__ if source is not None else 'an ONNX graph without named weights'}; "
+            "set backbone.name=auto with a PyTorch teacher, or warm_start=false"
+        )
+    taken, left = _copy_matching(source, trunk)
+
+    def target(batch: Tensor) -> Tensor:
+        return source.first_layer(source.crop(teacher.preprocess(batch)))
+
+    explained, offset = fit_first_layer(stage, target, images, generator, ridge=ridge)
+    norm_behind_first_layer(trunk).running_mean.sub_(offset)  # type: ignore[union-attr]
+    return WarmStart(taken, tuple(left), explained)
+
+
+@torch.no_grad()
+def align_experts(stage: Stage, images: Tensor, generator: torch.Generator) -> float:
+    """Without a teacher: let all experts of a gated first layer start as one random filter bank on the clear image.
+
+    Untrained experts would hand the trunk 18 unrelated languages; fitted to one common target they speak one. Returns
+    the explained share of its variance.
+    """
+    assert stage.trunk is not None
+    filters = torch.randn(stage.trunk.first_layer.out_channels, 3, 3, 3, generator=generator) / 27**0.5
+
+    def target(batch: Tensor) -> Tensor:
+        trunk = stage.trunk
+        assert trunk is not None
+        return F.conv2d(trunk.crop(batch), filters, stride=trunk.first_layer.stride, padding=1)
+
+    explained, _ = fit_first_layer(stage, target, images, generator)
+    return explained
+
+
+def _copy_matching(source: nn.Module, trunk: nn.Module) -> tuple[int, list[str]]:
+    """Copy tensors of equal name and shape; returns their number and the names that found no place."""
+    own = trunk.state_dict()
+    matching = {
+        name: value for name, value in source.state_dict().items() if name in own and own[name].shape == value.shape
+    }
+    trunk.load_state_dict(matching, strict=False)
+    return len(matching), sorted(name for name in own if name not in matching)
+
+
+def norm_behind_first_layer(trunk: Backbone) -> nn.BatchNorm2d:
+    """The batch norm that reads the first layer's output; raises CheckpointError when there is none."""
+    modules = list(trunk.modules())
+    behind = modules[next(at for at, module in enumerate(modules) if module is trunk.first_layer) + 1 :]
+    for module in behind:
+        if isinstance(module, nn.BatchNorm2d):
+            return module
+    raise CheckpointError(f"{trunk.name} has no batch norm behind its first layer to take a fitted offset")
+
+
+class _Moments:
+    """Sums of one expert's patches (P values a position) and targets (O values), from which least squares follows."""
+
+    def __init__(self, patch: int, out: int) -> None:
+        self.gram = torch.zeros(patch, patch, dtype=torch.float64)
+        self.cross = torch.zeros(patch, out, dtype=torch.float64)
+        self.patch_sum = torch.zeros(patch, dtype=torch.float64)
+        self.target_sum = torch.zeros(out, dtype=torch.float64)
+        self.target_energy = 0.0
+        self.count = 0
+
+    def add(self, patches: Tensor, wanted: Tensor) -> None:
+        """Take positions as columns: patches (P,n), targets (O,n)."""
+        self.gram += (patches @ patches.T).double()
+        self.cross += (patches @ wanted.T).double()
+        self.patch_sum += patches.sum(1).double()
+        self.target_sum += wanted.sum(1).double()
+        self.target_energy += float(wanted.square().sum())
+        self.count += patches.shape[1]
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor, float, float]:
+        """Weights (P,O), offset (O,), variance explained and variance to explain (sums over positions)."""
+        patch_mean, target_mean = self.patch_sum / self.count, self.target_sum / self.count
+        gram = self.gram - self.count * torch.outer(patch_mean, patch_mean)
+        cross = self.cross - self.count * torch.outer(patch_mean, target_mean)
+        damp = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+        weights = torch.linalg.solve(gram + damp, cross)
+        explained = float((weights * (2 * cross - gram @ weights)).sum())
+        total = self.target_energy - self.count * float(target_mean.square().sum())
+        return weights, target_mean - patch_mean @ weights, explained, total
+
+
+@torch.no_grad()
+def fit_first_layer(
+    stage: Stage,
+    target: Callable[[Tensor], Tensor],
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    ridge: float = 1e-5,
+) -> tuple[float, Tensor]:
+    """Fit the trunk's first layer to `target(images)`; returns the explained share of variance and the offset left over.
+
+    Solves the ridge-regularised normal equations (`ridge` relative to the patches' mean variance), one system for each
+    expert of a gated layer. The offset is the experts' mean: a gated layer has no bias of its own.
+    """
+    trunk = stage.trunk
+    assert trunk is not None and stage.trunk_input is not None
+    layer = trunk.first_layer
+    experts = layer.experts if isinstance(layer, GatedConv2d) else 1
+    size = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
+    moments = [_Moments(size, layer.out_channels) for _ in range(experts)]
+    for first in range(0, len(images), _BATCH):
+        batch = images[first : first + _BATCH]
+        sample = stage.trunk_input(batch, generator)
+        features = trunk.crop(sample.features).float()
+        kinds = torch.zeros(len(batch), dtype=torch.long) if sample.expert is None else sample.expert
+        if isinstance(layer, GatedConv2d):
+            features = features * layer.channel_scale[kinds][:, :, None, None]
+        wanted = target(batch).float().flatten(2)
+        patches = F.unfold(features, layer.kernel_size, padding=layer.padding, stride=layer.stride)  # type: ignore[arg-type]
+        chosen = torch.randperm(wanted.shape[2], generator=generator)[:_POSITIONS]
+        patches, wanted = patches[:, :, chosen], wanted[:, :, chosen]
+        for kind in torch.unique(kinds).tolist():
+            rows = kinds == kind
+            moments[kind].add(patches[rows].transpose(0, 1).flatten(1), wanted[rows].transpose(0, 1).flatten(1))
+    explained = total = 0.0
+    offset = torch.zeros(layer.out_channels, dtype=torch.float64)
+    for kind, moment in enumerate(moments):
+        weights, kind_offset, kind_explained, kind_total = moment.solve(ridge)
+        bank = layer.weight[kind] if isinstance(layer, GatedConv2d) else layer.weight
+        bank.copy_(weights.T.reshape(bank.shape))
+        offset += kind_offset / experts
+        explained, total = explained + kind_explained, total + kind_total
+    return explained / total, offset.float()
