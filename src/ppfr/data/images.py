@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ppfr.errors import DataError
 
@@ -87,3 +88,11 @@ def read_images(paths: Sequence[Path], size: int) -> list[Images | DataError]:
 
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
         return list(pool.map(attempt, paths, chunksize=1))
+
+
+def to_tensor(images: Images) -> torch.Tensor:
+    """Turn uint8 RGB (N, H, W, 3) into float32 (N, 3, H, W) in [-1, 1]; else raises DataError."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise DataError(f"images are {images.dtype} {images.shape}; expected uint8 (N, H, W, 3)")
+    planes = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
