@@ -76,7 +76,7 @@ class Backbone(nn.Module, ABC):
         `after_stage(stage, features)` is called after the last block of stages 0 to 3 with features shaped as
         in `stage_shapes`; what it returns takes the place of the features. Raises ShapeError.
         """
-        x = self.stem(self._fit(x))
+        x = self.stem(self.crop(x))
         for index, block in enumerate(self.blocks):
             x = block(x)
             if after_stage is not None and index in self._stage_of_block:
@@ -94,7 +94,7 @@ class Backbone(nn.Module, ABC):
                 f"block indices {sorted(indices)} asked of {self.name}; expected one or more of "
                 f"0..{len(self._block_outputs) - 1}"
             )
-        x = self.stem(self._fit(x))
+        x = self.stem(self.crop(x))
         features = []
         for index, block in enumerate(self.blocks[: max(indices) + 1]):
             x = block(x)
@@ -116,7 +116,8 @@ class Backbone(nn.Module, ABC):
         first, second, third, fourth = (shapes[block] for block in self._stage_of_block)
         return first, second, third, fourth
 
-    def _fit(self, x: Tensor) -> Tensor:
+    def crop(self, x: Tensor) -> Tensor:
+        """Cut `x`, (B, in_channels, H, W), to the columns the network reads; ShapeError for other sizes."""
         height, width = self.input_size
         if x.ndim == 4 and x.shape[1] == self.in_channels:
             if x.shape[2] == height and x.shape[3] == width:

@@ -57,14 +57,22 @@ def build_backbone(
     _check("width", width, 1 / 64)
     for side in input_size:
         _check("input_size", side, 16)
-    # on the meta device the layers' own initialisation, which reads the global random state, draws nothing
-    with torch.device("meta"):
-        backbone = _BUILDERS[name](
-            in_channels=in_channels, embedding_size=embedding_size, width=width, input_size=input_size
-        )
+    backbone = empty_backbone(
+        name, in_channels=in_channels, embedding_size=embedding_size, width=width, input_size=input_size
+    )
     backbone.to_empty(device="cpu")
     reset_weights(backbone, generator if generator is not None else torch.Generator().manual_seed(0))
     return backbone
+
+
+def empty_backbone(
+    name: str, *, in_channels: int, embedding_size: int, width: float, input_size: tuple[int, int]
+) -> Backbone:
+    """Build a backbone on the meta device: names and shapes without values, so nothing is drawn at random."""
+    with torch.device("meta"):
+        return _BUILDERS[name](
+            in_channels=in_channels, embedding_size=embedding_size, width=width, input_size=input_size
+        )
 
 
 def _check(argument: str, value: float, least: float) -> None:

@@ -1,0 +1,129 @@
+"""Read tensors from weight files that others wrote, without running what such a file may contain."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ppfr.errors import CheckpointError
+
+State = dict[str, Tensor]
+
+# where public training code puts the network's state_dict inside what it saves, most specific first
+_WRAPPERS = (
+    "state_dict",
+    "net_state_dict",
+    "model_state_dict",
+    "state_dict_backbone",
+    "backbone",
+    "model",
+    "net",
+)
+_DEPTH = 4
+# bookkeeping of training frameworks that travels beside the weights; an inert placeholder stands in for it
+_BOOKKEEPING = ("pytorch_lightning.", "lightning.", "omegaconf.", "argparse.Namespace")
+
+
+class _Placeholder:
+    """Takes the place of a training framework's object in a checkpoint: keeps nothing, does nothing."""
+
+    def __init__(self, *args: object) -> None:
+        del args
+
+    def __setstate__(self, state: object) -> None:
+        del state
+
+
+def read_state_dict(path: Path | str) -> tuple[State, tuple[str, ...]]:
+    """Return the tensors of a weight file by name, and the keys under which they were nested.
+
+    Reads safetensors and what `torch.save` wrote, the latter with `weights_only`. Objects of PyTorch
+    Lightning, OmegaConf and argparse beside the tensors are replaced by inert placeholders; any other
+    object is refused. Raises CheckpointError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(
+            f"weight file {str(path)!r} {what}; expected a .pt, .pth, .ckpt or .safetensors file"
+        )
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    return _unwrap(content, path)
+
+
+def _read_safetensors(path: Path) -> State:
+    try:
+        state: State = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} is not a readable safetensors file: {error}") from error
+    return state
+
+
+def _read_torch(path: Path) -> object:
+    foreign = _foreign_globals(path)
+    allowed: list[Any] = [(_Placeholder, name) for name in foreign if name.startswith(_BOOKKEEPING)]
+    refused = [name for name in foreign if not name.startswith(_BOOKKEEPING)]
+    if refused:
+        raise CheckpointError(
+            f"{path.name} holds Python objects other than tensors ({', '.join(refused)}) and was not opened: "
+            "such a file can run code. Save its state_dict alone, with torch.save or as safetensors"
+        )
+    try:
+        with torch.serialization.safe_globals(allowed):
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path.name} was refused by the tensors-only reader: {reason} "
+            "Save its state_dict alone, with torch.save or as safetensors"
+        ) from error
+    except (
+        Exception
+    ) as error:  # a damaged file fails in torch, zipfile or pickle, each with errors of its own
+        raise CheckpointError(
+            f"{path.name} is not a readable PyTorch file ({type(error).__name__}: {error}); "
+            "it may be cut short, or another format"
+        ) from error
+    return content
+
+
+def _foreign_globals(path: Path) -> list[str]:
+    """Names in a zip checkpoint that the tensors-only reader does not know; [] for other formats."""
+    if not zipfile.is_zipfile(path):
+        return []
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # not a torch archive or damaged: torch.load gives the reason
+        return []
+
+
+def _unwrap(content: object, path: Path) -> tuple[State, tuple[str, ...]]:
+    wrappers: list[str] = []
+    for _ in range(_DEPTH):
+        if not isinstance(content, Mapping):
+            break
+        state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if state:
+            return state, tuple(wrappers)
+        inner = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        wrappers.append(inner)
+        content = content[inner]
+    held = (
+        f"keys {', '.join(map(str, list(content)[:8]))}"
+        if isinstance(content, Mapping)
+        else type(content).__name__
+    )
+    raise CheckpointError(
+        f"{path.name} holds no tensors where a state_dict is expected ({held}); "
+        "expected one at the top or under " + ", ".join(_WRAPPERS)
+    )
