@@ -56,7 +56,7 @@ class OnnxNetwork:
     def __call__(self, inputs: Tensor) -> Tensor:
         """Embed prepared images; the result lies on their device."""
         session = self._open()
-        array = inputs.detach().cpu().numpy().astype(self._dtype, copy=False)
+        array = np.ascontiguousarray(inputs.detach().cpu().numpy(), dtype=self._dtype)
         if self._fixed_batch is None:
             rows = self._run(session, array)
         else:
