@@ -122,7 +122,7 @@ def _bottleneck_layers(in_channels: int, channels: int, stride: int) -> list[nn.
 
 
 class IResNet(Backbone):
-    """IResNet of Deng et al. 2019, "ArcFace", section 3.2, with the state_dict names of TFace and AdaFace.
+    """IResNet of Deng et al. 2019, "ArcFace", with the state_dict names of TFace and AdaFace.
 
     The four stages end at 1/2, 1/4, 1/8 and 1/16 of the input's side: 64x56x56, 128x28x28, 256x14x14, 512x7x7
     for 112x112 (four times the channels for the bottleneck forms). A block is one residual unit.

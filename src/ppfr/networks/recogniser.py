@@ -18,8 +18,8 @@ from ppfr.networks.inference import folded
 from ppfr.networks.onnxfile import OnnxNetwork
 from ppfr.networks.preprocessing import ChannelOrder, Preprocessing, Triple
 
-# On a CPU the activations of a batch should stay in the cache: MobileFaceNet takes 3.8 ms an image in batches of 32
-# and 8.1 ms in batches of 64 (one core, 2 MB of second-level cache).
+# On a CPU the activations of a batch should stay in the cache: MobileFaceNet takes about 4 ms an image in
+# batches of 32 and 8 ms in batches of 64 (one core).
 CPU_BATCH = 32
 GPU_BATCH = 512
 

@@ -1,0 +1,188 @@
+"""Margin softmax heads: ArcFace, CosFace, CurricularFace, AdaFace; and plain softmax."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ppfr.errors import MethodError
+from ppfr.heads.base import Head, MarginHead
+
+# sin(theta) is kept from 0, where its slope against the cosine is infinite; this is 0.06 degrees
+_LEAST_SQUARED_SINE = 1e-6
+
+
+class ArcFace(MarginHead):
+    """Additive angular margin: cos(theta + margin) for the label (Deng et al. 2019, "ArcFace", section 2.1).
+
+    Where theta + margin would pass pi the label's cosine is lowered by margin * sin(margin) instead, as in
+    the references; with `easy_margin` labels beyond 90 degrees are left as they are. Unlike the references,
+    the gradient is finite at a cosine of exactly 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedding_size: int,
+        classes: int,
+        scale: float = 64.0,
+        margin: float = 0.5,
+        easy_margin: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            embedding_size=embedding_size, classes=classes, scale=scale, margin=margin, generator=generator
+        )
+        self.easy_margin = easy_margin
+
+    def penalise(self, cosines: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
+        target = cosines.gather(1, labels)
+        shifted = _add_angle(target, self.margin)
+        if self.easy_margin:
+            penalised = torch.where(target > 0, shifted, target)
+        else:
+            penalised = _unless_past_pi(target, shifted, self.margin)
+        return cosines.scatter(1, labels, penalised)
+
+
+class CosFace(MarginHead):
+    """Additive cosine margin: cos(theta) - margin for the label (Wang et al. 2018, "CosFace")."""
+
+    def __init__(
+        self,
+        *,
+        embedding_size: int,
+        classes: int,
+        scale: float = 64.0,
+        margin: float = 0.4,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            embedding_size=embedding_size, classes=classes, scale=scale, margin=margin, generator=generator
+        )
+
+    def penalise(self, cosines: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
+        return cosines.scatter(1, labels, cosines.gather(1, labels) - self.margin)
+
+
+class CurricularFace(MarginHead):
+    """ArcFace's margin, and hard negatives that weigh more as training goes on (Huang et al. 2020, section
+    3.2).
+
+    A negative whose cosine c exceeds the label's cosine with margin becomes c * (t + c). The buffer `t` is
+    the moving average of the labels' cosines, with `alpha` the weight of the newest batch; it moves in
+    training mode only.
+    """
+
+    t: Tensor
+
+    def __init__(
+        self,
+        *,
+        embedding_size: int,
+        classes: int,
+        scale: float = 64.0,
+        margin: float = 0.5,
+        alpha: float = 0.1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            embedding_size=embedding_size, classes=classes, scale=scale, margin=margin, generator=generator
+        )
+        self.alpha = _share("alpha", alpha)
+        self.register_buffer("t", torch.zeros(1))
+
+    def penalise(self, cosines: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
+        target = cosines.gather(1, labels)
+        shifted = _add_angle(target, self.margin)
+        if self.training:
+            _move(self.t, target.detach().mean(), self.alpha)
+        hardened = torch.where(cosines > shifted, cosines * (self.t + cosines), cosines)
+        return hardened.scatter(1, labels, _unless_past_pi(target, shifted, self.margin))
+
+
+class AdaFace(MarginHead):
+    """Margin by image quality, read from the embedding's norm (Kim et al. 2022, "AdaFace", section 3.3).
+
+    With q the norm standardised by moving statistics, times `concentration` and clipped to [-1, 1], the
+    label's logit is cos(theta - margin * q) - (margin + margin * q). The buffers `batch_mean` and
+    `batch_std` move in training mode only, by `momentum` towards the newest batch; a batch of one image,
+    whose norms have no spread, moves the mean alone (the reference's statistics become NaN there).
+    """
+
+    batch_mean: Tensor
+    batch_std: Tensor
+
+    NORM_RANGE = (1e-3, 100.0)
+    EPSILON = 1e-3
+
+    def __init__(
+        self,
+        *,
+        embedding_size: int,
+        classes: int,
+        scale: float = 64.0,
+        margin: float = 0.4,
+        concentration: float = 0.333,
+        momentum: float = 0.01,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            embedding_size=embedding_size, classes=classes, scale=scale, margin=margin, generator=generator
+        )
+        self.concentration = concentration
+        self.momentum = _share("momentum", momentum)
+        self.register_buffer("batch_mean", torch.full((1,), 20.0))
+        self.register_buffer("batch_std", torch.full((1,), 100.0))
+
+    def penalise(self, cosines: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
+        cosines = cosines.clamp(self.EPSILON - 1, 1 - self.EPSILON)
+        quality = self._quality(embeddings.detach())
+        angles = cosines.gather(1, labels).acos() - self.margin * quality
+        target = angles.clamp(self.EPSILON, math.pi - self.EPSILON).cos()
+        return cosines.scatter(1, labels, target - self.margin * (1 + quality))
+
+    def _quality(self, embeddings: Tensor) -> Tensor:
+        norms = embeddings.norm(dim=1, keepdim=True).clamp(*self.NORM_RANGE)
+        if self.training:
+            _move(self.batch_mean, norms.mean(), self.momentum)
+            if len(norms) > 1:
+                _move(self.batch_std, norms.std(), self.momentum)
+        quality: Tensor = (norms - self.batch_mean) / (self.batch_std + self.EPSILON)
+        return (quality * self.concentration).clamp(-1, 1)
+
+
+class Softmax(Head):
+    """A linear layer with bias, for plain cross entropy: no normalisation, no margin."""
+
+    def __init__(
+        self, *, embedding_size: int, classes: int, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(embedding_size=embedding_size, classes=classes, generator=generator)
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        return torch.addmm(self.bias, embeddings, self.kernel)
+
+
+def _add_angle(cosines: Tensor, margin: float) -> Tensor:
+    """cos(theta + margin), with a finite slope everywhere."""
+    sines = (1 - cosines.square()).clamp_min(_LEAST_SQUARED_SINE).sqrt()
+    return cosines * math.cos(margin) - sines * math.sin(margin)
+
+
+def _unless_past_pi(cosines: Tensor, shifted: Tensor, margin: float) -> Tensor:
+    """`shifted` where theta + margin stays below pi, else the cosine lowered by margin * sin(margin)."""
+    return torch.where(cosines > -math.cos(margin), shifted, cosines - margin * math.sin(margin))
+
+
+def _move(average: Tensor, value: Tensor, weight: float) -> None:
+    average.lerp_(value.to(average.dtype).expand_as(average), weight)
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise MethodError(f"{name} is {value}; expected 0 to 1")
+    return value

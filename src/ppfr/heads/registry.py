@@ -1,0 +1,48 @@
+"""Heads by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from ppfr.errors import MethodError
+from ppfr.heads.base import Head
+from ppfr.heads.margin import AdaFace, ArcFace, CosFace, CurricularFace, Softmax
+
+_HEADS: dict[str, type[Head]] = {
+    "arcface": ArcFace,
+    "cosface": CosFace,
+    "curricularface": CurricularFace,
+    "adaface": AdaFace,
+    "softmax": Softmax,
+}
+_COMMON = ("self", "embedding_size", "classes", "generator")
+
+
+def head_names() -> list[str]:
+    """Names that `build_head` takes."""
+    return list(_HEADS)
+
+
+def build_head(
+    name: str,
+    *,
+    embedding_size: int,
+    classes: int,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> Head:
+    """Build the head `name`; `options` are those of its class, such as `scale` and `margin`.
+
+    The kernel is drawn from `generator`, by default one seeded with 0. Raises MethodError for an unknown
+    name, an unknown option or a value out of range.
+    """
+    if name not in _HEADS:
+        raise MethodError(f"unknown head {name!r}; expected one of {', '.join(_HEADS)}")
+    known = [option for option in inspect.signature(_HEADS[name]).parameters if option not in _COMMON]
+    for option in options:
+        if option not in known:
+            raise MethodError(f"head {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    return _HEADS[name](embedding_size=embedding_size, classes=classes, generator=generator, **options)
