@@ -33,13 +33,13 @@ class Batch(NamedTuple):
 class Augmentation:
     """What may happen to a training image, each drawn on its own.
 
-    `flip`: mirrored with this probability. `shift`: moved by up to so many pixels each way, the border
+    `flip`: mirrored half of the time. `shift`: moved by up to so many pixels each way, the border
     repeated. `jitter`: contrast times 1 +- jitter about the image's mean, and brightness +- jitter of half
     the range. `grayscale`, `blur`: replaced by its luma, smoothed by a Gaussian of sigma 0.5..1.6, with these
     probabilities. Raises DataError for a value out of range.
     """
 
-    flip: float = 0.5
+    flip: bool = True
     shift: int = 0
     jitter: float = 0.0
     grayscale: float = 0.0
@@ -159,7 +159,7 @@ def _change(image: Images, draws: Draws, how: Augmentation) -> cv2.typing.MatLik
         changed = _shift(
             changed, int(down * (2 * how.shift + 1)), int(right * (2 * how.shift + 1)), how.shift
         )
-    if flip < how.flip:
+    if how.flip and flip < 0.5:
         changed = cv2.flip(changed, 1)
     if grayscale < how.grayscale:
         changed = cv2.cvtColor(cv2.cvtColor(changed, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ppfr.data.faceset import FaceSet, Indices, Skipped
 from ppfr.data.images import FACE_SIZE, IMAGE_SUFFIXES, Images, Source, read_images
+from ppfr.data.synthetic import is_synthetic, open_synthetic
 from ppfr.errors import DataError
 
 CACHE_BYTES = 1 << 30
@@ -62,6 +63,8 @@ def open_faces(
     with other suffixes are ignored. Raises DataError when the source cannot be read, when no image is left,
     and with `strict` for anything skipped.
     """
+    if is_synthetic(source):
+        return open_synthetic(str(source), size=size)[0]
     path = Path(source).expanduser()
     return _load(_describe(path), list_source(path), size=size, strict=strict, cache_bytes=cache_bytes)
 
@@ -202,6 +205,8 @@ def open_splits(
     (at least 20) for testing. Raises DataError as `open_faces` does, when an identity is in both sets, and
     for fewer than 4 people to split.
     """
+    if is_synthetic(source):
+        return open_synthetic(str(source), size=size)
     path = Path(source).expanduser()
     parts = _given_splits(path)
     if parts is None:
@@ -217,7 +222,7 @@ def open_splits(
 
 def holds_splits(source: Source) -> bool:
     """Whether a source names its training and its test set itself."""
-    return _given_splits(Path(source).expanduser()) is not None
+    return is_synthetic(source) or _given_splits(Path(source).expanduser()) is not None
 
 
 def _given_splits(path: Path) -> tuple[Path, Path] | None:
