@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -16,20 +15,34 @@ Network = TypeVar("Network", bound=nn.Module)
 def folded(network: Network) -> Network:
     """Return a copy for inference: each batch norm folded into the convolution or linear layer before it.
 
-    The copy is in evaluation mode, its tensors lie channels-last, and it computes the same function up to
+    The copy is in evaluation mode, its weights lie channels-last, and it computes the same function up to
     float rounding; later changes of `network` do not reach it. A norm is taken to follow a layer when it is
     registered right behind it, which holds for the networks of this package.
     """
     network = copy.deepcopy(network).eval()
     for module in list(network.modules()):
-        for (first, layer), (second, norm) in pairwise(list(module.named_children())):
-            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, first, fuse_conv_bn_eval(layer, norm))
-                setattr(module, second, nn.Identity())
-            elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
-                setattr(module, first, fuse_linear_bn_eval(layer, norm))
-                setattr(module, second, nn.Identity())
+        for (_, layer), (name, norm) in pairwise(list(module.named_children())):
+            if (isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)) or (
+                isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
+            ):
+                _fold(layer, norm)
+                setattr(module, name, nn.Identity())
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return network
+
+
+@torch.no_grad()
+def _fold(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    shift = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
+    if norm.affine:
+        scale = scale * norm.weight
+    shift = shift * scale
+    if norm.affine:
+        shift = shift + norm.bias
+    layer.weight = nn.Parameter(layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1)))
+    layer.bias = nn.Parameter(shift)

@@ -72,7 +72,12 @@ class OnnxNetwork:
         return {"Sub", "Mul"} <= operators
 
     def _run(self, session: Any, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        output: npt.NDArray[Any] = session.run(None, {self._input: array})[0]
+        try:
+            output: npt.NDArray[Any] = session.run(None, {self._input: array})[0]
+        except Exception as error:  # onnxruntime's errors have no common class but Exception
+            raise CheckpointError(
+                f"{self.path.name} failed on {self._dtype.__name__} input of shape {array.shape}: {error}"
+            ) from error
         if output.shape[0] != len(array):
             raise CheckpointError(
                 f"{self.path.name} turned {len(array)} images into an output of shape {output.shape}; "

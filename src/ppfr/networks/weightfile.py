@@ -68,6 +68,11 @@ def _read_safetensors(path: Path) -> State:
 
 
 def _read_torch(path: Path) -> object:
+    if _is_torchscript(path):
+        raise CheckpointError(
+            f"{path.name} is a TorchScript program, which can run code; expected a state_dict: "
+            "export it with torch.save(model.state_dict(), ...)"
+        )
     foreign = _foreign_globals(path)
     allowed: list[Any] = [(_Placeholder, name) for name in foreign if name.startswith(_BOOKKEEPING)]
     refused = [name for name in foreign if not name.startswith(_BOOKKEEPING)]
@@ -93,6 +98,13 @@ def _read_torch(path: Path) -> object:
             "it may be cut short, or another format"
         ) from error
     return content
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _foreign_globals(path: Path) -> list[str]:
