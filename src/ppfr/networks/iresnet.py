@@ -9,6 +9,7 @@ from itertools import accumulate
 from torch import Tensor, nn
 
 from ppfr.networks.base import STAGES, Backbone, BlockShape, scaled
+from ppfr.networks.prelu import PReLU
 
 STEM_CHANNELS = 64
 BASIC_CHANNELS = (64, 128, 256, 512)
@@ -100,7 +101,7 @@ def _basic_layers(in_channels: int, channels: int, stride: int) -> list[nn.Modul
         nn.BatchNorm2d(in_channels),
         nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False),
         nn.BatchNorm2d(channels),
-        nn.PReLU(channels),
+        PReLU(channels),
         nn.Conv2d(channels, channels, 3, stride, 1, bias=False),
         nn.BatchNorm2d(channels),
     ]
@@ -112,10 +113,10 @@ def _bottleneck_layers(in_channels: int, channels: int, stride: int) -> list[nn.
         nn.BatchNorm2d(in_channels),
         nn.Conv2d(in_channels, inner, 1, bias=False),
         nn.BatchNorm2d(inner),
-        nn.PReLU(inner),
+        PReLU(inner),
         nn.Conv2d(inner, inner, 3, 1, 1, bias=False),
         nn.BatchNorm2d(inner),
-        nn.PReLU(inner),
+        PReLU(inner),
         nn.Conv2d(inner, channels, 1, stride, bias=False),
         nn.BatchNorm2d(channels),
     ]
@@ -154,7 +155,7 @@ class IResNet(Backbone):
         )
         stem = scaled(STEM_CHANNELS, width)
         self.input_layer = nn.Sequential(
-            nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), nn.PReLU(stem)
+            nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), PReLU(stem)
         )
         last, height, columns = self.block_shapes()[-1]
         self.output_layer = nn.Sequential(

@@ -8,21 +8,20 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ppfr.networks.base import Backbone, BlockShape, scaled
+from ppfr.networks.prelu import PReLU
 
 
 @dataclass(frozen=True)
 class MobileFaceNetPlan:
-    """What differs between the published MobileFaceNets: only the very end, and the size."""
+    """What differs between the published MobileFaceNets: only the very end."""
 
     output_bias: bool = False
     output_affine: bool = False
-    embedding_size: int = 512
-    input_size: tuple[int, int] = (112, 112)
 
 
 PLANS = {
     "mobilefacenet": MobileFaceNetPlan(),
-    "mobilefacenet-96": MobileFaceNetPlan(output_affine=True, embedding_size=128, input_size=(112, 96)),
+    "mobilefacenet-96": MobileFaceNetPlan(output_affine=True),
     "mobilefacenet-client": MobileFaceNetPlan(output_bias=True, output_affine=True),
 }
 
@@ -52,7 +51,7 @@ class ConvBlock(nn.Module):
         self.conv = nn.Conv2d(in_channels, channels, kernel, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(channels)
         if not linear:
-            self.prelu = nn.PReLU(channels)
+            self.prelu = PReLU(channels)
         self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ppfr.networks.gated import GatedConv2d
 
 _BATCH = 32
 # positions per image that enter the normal equations: neighbouring patches say nearly the same
-_POSITIONS = 384
+_POSITIONS = 128
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def warm_start(
     taken, left = _copy_matching(source, trunk)
 
     def target(batch: Tensor) -> Tensor:
-        return source.first_layer(source.crop(teacher.preprocess(batch)))
+        return source.first_layer(source.crop(teacher.preprocessing(batch)))
 
     explained, offset = fit_first_layer(stage, target, images, generator, ridge=ridge)
     norm_behind_first_layer(trunk).running_mean.sub_(offset)  # type: ignore[union-attr]
@@ -177,7 +177,7 @@ def fit_first_layer(
     offset = torch.zeros(layer.out_channels, dtype=torch.float64)
     for kind, moment in enumerate(moments):
         weights, kind_offset, kind_explained, kind_total = moment.solve(ridge)
-        bank = layer.weight[kind] if isinstance(layer, GatedConv2d) else layer.weight
+        bank = layer.bank(kind) if isinstance(layer, GatedConv2d) else layer.weight
         bank.copy_(weights.T.reshape(bank.shape))
         offset += kind_offset / experts
         explained, total = explained + kind_explained, total + kind_total

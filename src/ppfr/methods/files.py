@@ -1,0 +1,95 @@
+"""Methods on disk: weights for anyone who runs a server, secrets apart for those who run clients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from ppfr.errors import CheckpointError, MethodError
+from ppfr.files import atomic_path
+from ppfr.methods.base import BackboneSpec, Method, create
+
+MODEL_FILE = "model.safetensors"
+SECRETS_FILE = "secrets.safetensors"
+_FORMAT = "1"
+
+
+def save_method(method: Method, folder: Path | str) -> None:
+    """Write `model.safetensors` (weights and settings, no secret) and, if there are any, `secrets.safetensors` (mode 0600)."""
+    folder = Path(folder)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
+    header = {"ppfr-model": _FORMAT, "config": json.dumps(method.config())}
+    with atomic_path(folder / MODEL_FILE) as path:
+        save_file(weights, path, metadata=header)
+    secrets = {name: tensor.cpu().contiguous() for name, tensor in method.secrets().items()}
+    if secrets:
+        with atomic_path(folder / SECRETS_FILE, mode=0o600) as path:
+            save_file(secrets, path, metadata={"ppfr-secrets": _FORMAT, "method": method.info.name})
+
+
+def load_method(run_or_file: Path | str, *, expect: str | None = None) -> Method:
+    """Read a trained method from a run folder or its `model.safetensors`, in evaluation mode on the CPU.
+
+    Secrets are read from `secrets.safetensors` beside it; without that file the method embeds but refuses to protect.
+    Raises CheckpointError for a missing or foreign file, weights that do not fit, or another method than `expect`.
+    """
+    path = Path(run_or_file)
+    path = path / MODEL_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist; give a run folder that holds {MODEL_FILE} (training may not have finished: "
+            "repeat `ppfr train` with --resume)"
+        )
+    config = _read_config(path)
+    if expect is not None and config["method"] != expect:
+        raise CheckpointError(f"{path} holds a {config['method']!r} model; expected {expect!r}")
+    try:
+        method = create(config["method"], BackboneSpec.from_dict(config["backbone"]), **config["options"])
+    except (MethodError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its settings do not build a method: {error}") from error
+    load_weights(method, load_file(path), str(path))
+    method.drop_secrets()
+    secrets = path.with_name(SECRETS_FILE)
+    if method.info.secrets and secrets.is_file():
+        method.set_secrets(load_file(secrets))
+    return method.eval()
+
+
+def load_weights(method: Method, weights: Mapping[str, Any], origin: str) -> None:
+    """Fill a method from a state dict, or raise CheckpointError with every missing, unexpected and mis-shaped name."""
+    own = method.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - own.keys())
+    misshaped = [
+        f"{name}: {tuple(weights[name].shape)} where {tuple(own[name].shape)} is expected"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if missing or unexpected or misshaped:
+        raise CheckpointError(
+            f"{origin} does not fit {method.info.name}; nothing was loaded. Missing: {missing or 'none'}; "
+            f"unexpected: {unexpected or 'none'}; mis-shaped: {misshaped or 'none'}"
+        )
+    method.load_state_dict(dict(weights))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as stream:
+            header = stream.metadata() or {}
+        if header.get("ppfr-model") != _FORMAT:
+            raise CheckpointError(
+                f"{path} is no ppfr model (its header says {header.get('ppfr-model')!r}); for a recogniser of another "
+                "project use `load_checkpoint` or --teacher"
+            )
+        config = json.loads(header["config"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read as a ppfr model: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: its settings are {type(config).__name__}, expected a mapping")
+    return config

@@ -1,0 +1,45 @@
+"""Distillation: the protected student learns a public recogniser's embeddings of the clear images."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppfr.data.faceset import FaceSet
+from ppfr.data.images import to_tensor
+from ppfr.networks import Recogniser
+from ppfr.progress import track
+
+_BATCH = 64
+
+
+@torch.inference_mode()
+def teacher_targets(teacher: Recogniser, faces: FaceSet) -> Tensor:
+    """Unit embeddings (N,D) float32 of all clear images by the teacher, mirrored views summed in.
+
+    The mirrored view makes the target of an image and of its mirror image the same, and a better one than either.
+    """
+    rows = []
+    for first in track(range(0, len(faces), _BATCH), f"teacher {teacher.name}"):
+        images = to_tensor(faces.images(range(first, min(first + _BATCH, len(faces)))))
+        rows.append(teacher.embed(images, flip=True))
+    # the loop differentiates through products with these: they must not be inference tensors
+    return F.normalize(torch.cat(rows)).clone()
+
+
+class Distillation(nn.Module):
+    """1 - cosine between a student's embeddings (B,S) and their targets (B,D).
+
+    When S differs from D, a learned projection of the student's embedding meets the target and is thrown away after
+    training: inner products of student embeddings then follow the teacher's only up to that projection.
+    """
+
+    def __init__(self, student_size: int, teacher_size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.projection = nn.Identity() if student_size == teacher_size else nn.Linear(student_size, teacher_size, False)
+        if isinstance(self.projection, nn.Linear):
+            nn.init.orthogonal_(self.projection.weight, generator=generator)
+
+    def forward(self, embedding: Tensor, target: Tensor) -> Tensor:
+        return 1.0 - F.cosine_similarity(self.projection(embedding.float()), target.float()).mean()

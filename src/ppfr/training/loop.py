@@ -1,0 +1,375 @@
+"""The one training loop: every method, every stage, with or without a teacher."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from ppfr.data.batches import Augmentation, Batches
+from ppfr.data.faceset import FaceSet
+from ppfr.data.images import to_tensor
+from ppfr.errors import RecipeError
+from ppfr.heads import build_head
+from ppfr.methods import Method, Stage
+from ppfr.methods.files import save_method
+from ppfr.networks import Recogniser
+from ppfr.networks.gated import GatedConv2d
+from ppfr.progress import bar, console
+from ppfr.training.distillation import Distillation, teacher_targets
+from ppfr.training.recipe import Recipe, Schedule, StageSettings
+from ppfr.training.run import Run
+from ppfr.training.warmstart import align_experts, can_warm_start, warm_start
+
+_LOG_EVERY = 10
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together (torchrun sets the environment)."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """Join the process group that torchrun announced, or stand alone."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world == 1:
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        return cls(dist.get_rank(), world)
+
+    def average_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over the ranks, in one message."""
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def train(
+    method: Method,
+    recipe: Recipe,
+    faces: FaceSet,
+    run: Run,
+    *,
+    teacher: Recogniser | None = None,
+    targets: Tensor | None = None,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+) -> Method:
+    """Train all stages of `method` on `faces` and write the run folder; returns the method in evaluation mode.
+
+    `targets` are the teacher's embeddings of `faces` if they are known already. With `resume` a run goes on from its
+    last checkpoint and takes the same steps as if it had never stopped. Raises RecipeError for a folder that holds
+    another run, or for losses that need a teacher when there is none.
+    """
+    ranks = Ranks.from_environment()
+    record = {
+        "method": method.info.name,
+        "data": {"name": faces.name, "images": len(faces), "people": len(faces.identities)},
+        "teacher": None if teacher is None else {"name": teacher.name, "sha256": teacher.sha256},
+    }
+    if ranks.rank == 0:
+        run.begin(recipe, record, resume=resume)
+    if resume and run.finished:
+        console.print(f"{run.folder} is finished already")
+        return method
+    state = run.load_checkpoint() if resume else None
+    if teacher is not None and targets is None:
+        targets = teacher_targets(teacher, faces)
+    method.to(device)
+    seconds = float(state["seconds"]) if state else 0.0
+    notes: dict[str, Any] = dict(state["notes"]) if state else {}
+    stages = method.stages()
+    unknown = sorted(recipe.stages.keys() - {stage.name for stage in stages})
+    if unknown:
+        raise RecipeError(f"stages.{unknown[0]}: {method.info.name} has the stages {[stage.name for stage in stages]}")
+    if state:
+        method.load_state_dict(state["method"])
+    for index, stage in enumerate(stages):
+        if state and index < state["stage"]:
+            continue
+        stage_state = state if state and index == state["stage"] else None
+        trainer = StageTrainer(method, stage, index, recipe, faces, run, teacher, targets, ranks, device)
+        if stage_state is None:
+            notes[stage.name] = trainer.initialise()
+        seconds = trainer.run_epochs(stage_state, seconds, notes)
+    method.eval()
+    if ranks.rank == 0:
+        run.write_record({**run.read_record(), "train_seconds": round(seconds, 1), "stages": notes})
+        save_method(method, run.folder)
+        run.checkpoint_file.unlink(missing_ok=True)
+    return method
+
+
+class StageTrainer:
+    """One stage: what moves, by which losses, and how it is saved."""
+
+    def __init__(
+        self,
+        method: Method,
+        stage: Stage,
+        index: int,
+        recipe: Recipe,
+        faces: FaceSet,
+        run: Run,
+        teacher: Recogniser | None,
+        targets: Tensor | None,
+        ranks: Ranks,
+        device: torch.device | str,
+    ) -> None:
+        self.method, self.stage, self.index, self.recipe = method, stage, index, recipe
+        self.faces, self.run, self.teacher, self.ranks = faces, run, teacher, ranks
+        self.device = torch.device(device)
+        self.settings: StageSettings = recipe.stage(stage.name)
+        self.targets = None if targets is None else targets.to(self.device)
+        generator = torch.Generator().manual_seed(recipe.seed * 7919 + index)
+        losses = self.settings.losses
+        self.distil_weight = losses.distil if targets is not None else 0.0
+        self.margin_weight = losses.margin
+        if self.distil_weight == 0 and self.margin_weight == 0:
+            raise RecipeError(
+                f"stage {stage.name!r}: losses.distil needs a teacher and losses.margin is 0, so nothing would be "
+                "learned; give --teacher FILE or --set training.losses.margin=1"
+            )
+        size = stage.embedding_size
+        parts: dict[str, nn.Module] = {"stage": stage.module}
+        if self.margin_weight:
+            head = self.settings.head
+            parts["head"] = build_head(
+                head.name,
+                embedding_size=size,
+                classes=len(faces.identities),
+                generator=generator,
+                **head.options,
+            )
+        if self.distil_weight:
+            assert targets is not None
+            parts["distillation"] = Distillation(size, targets.shape[1], generator)
+        self.parts = nn.ModuleDict(parts).to(self.device)
+        self.parameters = list(self.parts.parameters())
+        self.optimizer = build_optimizer(self.parts, self.settings)
+        per_epoch = len(self._batches(0)) * self.settings.repeats
+        self.per_epoch, self.steps = per_epoch, per_epoch * self.settings.epochs
+        self.dtype = autocast_dtype(recipe.precision, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+    def _batches(self, pass_index: int, start: int = 0) -> Batches:
+        augment = self.recipe.augment
+        return Batches(
+            self.faces,
+            self.settings.batch_size,
+            seed=self.recipe.seed * 100 + self.index,
+            epoch=pass_index,
+            augmentation=Augmentation(flip=0.5 if augment.flip else 0.0, shift=augment.shift, jitter=augment.jitter),
+            start_batch=start,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            prefetch=self.device.type == "cuda",
+        )
+
+    def initialise(self) -> dict[str, Any]:
+        """Calibrate the stage on a sample and start warm from the teacher where possible; returns what was done."""
+        stage = self.stage
+        generator = torch.Generator().manual_seed(self.recipe.seed * 7919 + 500 + self.index)
+        count = min(self.recipe.warm_start_images, len(self.faces))
+        chosen = torch.randperm(len(self.faces), generator=generator)[:count].tolist()
+        images = to_tensor(self.faces.images(sorted(chosen)))
+        self.method.eval().cpu()
+        notes: dict[str, Any] = {}
+        if stage.calibrate is not None:
+            stage.calibrate(images[:256], generator)
+        if stage.trunk is not None:
+            if self.recipe.warm_start and self.teacher is not None and can_warm_start(stage.trunk, self.teacher):
+                notes["warm_start"] = warm_start(stage, self.teacher, images, generator).to_dict()
+                if stage.after_warm_start is not None:
+                    stage.after_warm_start(images[:128], generator)
+            elif isinstance(stage.trunk.first_layer, GatedConv2d):
+                notes["aligned_experts"] = align_experts(stage, images, generator)
+        self.method.to(self.device)
+        return notes
+
+    def run_epochs(self, state: Mapping[str, Any] | None, seconds: float, notes: Mapping[str, Any]) -> float:
+        """Take all steps of the stage (those after `state` when resuming); returns the seconds spent so far."""
+        step = 0
+        if state is not None:
+            step = int(state["step"])
+            self.parts.load_state_dict(state["parts"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            if self.ranks.rank == 0:
+                self.run.keep_metrics_before(self.index, step)
+        for module in (self.method, self.parts):
+            module.to(memory_format=torch.channels_last)
+        started = saved = time.monotonic()
+        writer: AbstractContextManager[Any] = (
+            SummaryWriter(self.run.folder / "tensorboard") if self.ranks.rank == 0 else nullcontext()
+        )
+        with writer as board, bar() as progress:
+            task = progress.add_task(
+                f"{self.method.info.name}/{self.stage.name}", total=self.steps, completed=step, note=""
+            )
+            self._set_training()
+            while step < self.steps:
+                pass_index, start = divmod(step, len(self._batches(0)))
+                for batch in self._batches(pass_index, start):
+                    before = time.monotonic()
+                    values = self._step(step, batch.images, batch.labels, batch.indices)
+                    step += 1
+                    if step % _LOG_EVERY == 0 or step == self.steps:
+                        row = self._row(step, values, len(batch.images) / (time.monotonic() - before))
+                        progress.update(task, note=f"loss {row['loss']:.3f}")
+                        if self.ranks.rank == 0:
+                            self.run.append_metrics(row)
+                            for name in ("loss", "lr", *(n for n in row if n.startswith("loss_"))):
+                                board.add_scalar(f"{self.stage.name}/{name}", row[name], step)
+                    progress.advance(task)
+                    now = time.monotonic()
+                    if now - saved > 60 * self.recipe.checkpoint_minutes and step < self.steps:
+                        self._save(step, seconds + now - started, notes)
+                        saved = now
+        elapsed = seconds + time.monotonic() - started
+        self.method.eval()
+        self._save(self.steps, elapsed, notes)
+        return elapsed
+
+    def _set_training(self) -> None:
+        self.method.eval()
+        for parameter in self.method.parameters():
+            parameter.requires_grad_(False)
+        self.parts.train()
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        if self.settings.freeze_norm:
+            for module in self.stage.module.modules():
+                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                    module.eval()
+
+    def _step(self, step: int, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, float]:
+        """One update; returns the losses and the learning rate."""
+        images, labels = images.to(self.device, non_blocking=True), labels.to(self.device)
+        factor = rate_factor(self.settings.schedule, step, self.steps, self.per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.optimizer.lr * group["scale"] * factor
+        # every draw of a step follows from its number, so a resumed run repeats what an unbroken one would draw
+        draws = torch.Generator(self.device).manual_seed(
+            (self.recipe.seed * 101 + self.index) * 1_000_003 + step * self.ranks.world + self.ranks.rank
+        )
+        with torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            outcome = self.stage.forward(images, labels, draws)
+        losses = dict(outcome.losses)
+        if self.distil_weight:
+            assert self.targets is not None
+            wanted = self.targets[indices.to(self.device)]
+            losses["distil"] = self.distil_weight * self.parts["distillation"](outcome.embedding, wanted)
+        if self.margin_weight:
+            logits = self.parts["head"](outcome.embedding.float(), labels)
+            losses["margin"] = self.margin_weight * F.cross_entropy(logits, labels)
+        total = torch.stack(list(losses.values())).sum()
+        if not bool(torch.isfinite(total)):
+            raise RecipeError(
+                f"stage {self.stage.name!r}: the loss is {float(total)} at step {step}; lower "
+                f"training.optimizer.lr (now {self.settings.optimizer.lr:g}) or set precision=fp32"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        self.ranks.average_gradients(self.parameters)
+        if self.settings.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return {"loss": total.item()} | {f"loss_{name}": value.item() for name, value in losses.items()}
+
+    def _row(self, step: int, values: Mapping[str, float], speed: float) -> dict[str, Any]:
+        return {
+            "stage": self.stage.name,
+            "stage_index": self.index,
+            "epoch": round(step / self.per_epoch, 4),
+            "step": step,
+            **values,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": round(speed * self.ranks.world, 1),
+        }
+
+    def _save(self, step: int, seconds: float, notes: Mapping[str, Any]) -> None:
+        if self.ranks.rank == 0:
+            self.run.save_checkpoint(
+                {
+                    "stage": self.index,
+                    "step": step,
+                    "seconds": seconds,
+                    "notes": dict(notes),
+                    "method": self.method.state_dict(),
+                    "parts": self.parts.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                }
+            )
+
+
+def build_optimizer(parts: nn.Module, settings: StageSettings) -> torch.optim.Optimizer:
+    """SGD or AdamW; norm layers, PReLU slopes and biases are found by module type and spared from weight decay."""
+    decayed, spared = [], []
+    for module in parts.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            (spared if isinstance(module, _NORMS) or name.endswith("bias") else decayed).append(parameter)
+    chosen = settings.optimizer
+    groups = [
+        {"params": decayed, "weight_decay": chosen.weight_decay, "scale": 1.0},
+        {"params": spared, "weight_decay": 0.0, "scale": 1.0},
+    ]
+    if chosen.name == "adamw":
+        return torch.optim.AdamW(groups, lr=chosen.lr)
+    return torch.optim.SGD(groups, lr=chosen.lr, momentum=chosen.momentum)
+
+
+def rate_factor(schedule: Schedule, step: int, steps: int, per_epoch: int) -> float:
+    """Learning rate at `step` of `steps` as a factor of its peak.
+
+    `one_cycle` rises from 1/25 and falls to 1e-4 of the peak along cosines (Smith and Topin 2019).
+    """
+    if schedule.name == "constant":
+        return 1.0
+    if schedule.name == "steps":
+        return float(schedule.gamma ** sum(step >= milestone * per_epoch for milestone in schedule.milestones))
+    rise = max(1.0, schedule.warmup * steps)
+    if step < rise:
+        return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * step / rise))
+    progress = (step - rise) / max(1.0, steps - rise)
+    return 1e-4 + (1 - 1e-4) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type for autocast, or None for plain float32; `auto` takes bfloat16 where the processor computes in it."""
+    if precision == "fp32":
+        return None
+    if precision in {"bf16", "fp16"}:
+        return torch.bfloat16 if precision == "bf16" else torch.float16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if _computes_bf16() else None
+
+
+def _computes_bf16() -> bool:
+    """True for processors with AVX512-BF16 or AMX instructions; elsewhere bfloat16 is emulated and slower."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
