@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from ppfr.errors import ShapeError
 
 AfterStage = Callable[[int, Tensor], Tensor]
 Shape = tuple[int, int, int]
+
+Network = TypeVar("Network", bound=nn.Module)
 
 STAGES = 4
 
@@ -135,6 +138,17 @@ class Backbone(nn.Module, ABC):
 def scaled(channels: int, width: float) -> int:
     """Multiply a channel count by `width` and round it to a positive multiple of 8."""
     return max(8, round(channels * width / 8) * 8)
+
+
+def initialised(network: Network, generator: torch.Generator | None) -> Network:
+    """Give a network that was built on the meta device memory on the CPU and weights from `generator`.
+
+    Building on the meta device keeps the layers' own initialisation, which reads the global random state,
+    from drawing anything. None is a generator seeded with 0.
+    """
+    network.to_empty(device="cpu")
+    reset_weights(network, generator if generator is not None else torch.Generator().manual_seed(0))
+    return network
 
 
 def reset_weights(network: nn.Module, generator: torch.Generator) -> None:

@@ -23,7 +23,7 @@ LISTED = 8  # keys of one kind that an error message spells out
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "client_backbone.")
 # heads and losses saved beside the backbone, and what PRO-Face C saves beside its client
 _BESIDE = re.compile(
-    r"(module\.)*(head|softmax_fc|classifier|loss)\.|"
+    r"(module\.)*(head|softmax_fc|classifier|fc2|loss)\.|"
     r"(weight[1-4]|channel_permutations|interface_[1-4]\..*)$"
 )
 _COLOR_SPACE = re.compile(r"""color_space["']?\s*:\s*["']?(rgb|bgr)""", re.IGNORECASE)
@@ -78,8 +78,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     """Load a published recogniser; its architecture is read from the names and shapes in the file.
 
     Understands the naming of TFace, AdaFace (`state_dict`, prefix `model.`), arcface_torch (`backbone.pth`,
-    `model.pt`), CVLface (prefix `net.`), MobileFaceNet_Pytorch (112x96), and the clients of DuetFace and
-    PRO-Face C; each bare or wrapped, with or without the prefix of DistributedDataParallel, from PyTorch
+    `model.pt`), CVLface (prefix `net.`), MobileFaceNet_Pytorch (112x96), LightCNN, and the clients of DuetFace
+    and PRO-Face C; each bare or wrapped, with or without the prefix of DistributedDataParallel, from PyTorch
     files or safetensors, in any float type. The backbone comes back in float32, in evaluation mode, on the
     CPU. Raises CheckpointError, with every missing, unexpected and mis-shaped key at once, rather than
     loading half.

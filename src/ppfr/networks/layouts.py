@@ -45,7 +45,9 @@ def infer_backbone(state: State, file: str) -> Backbone:
     Depth, squeeze-excitation, width, input channels, embedding size and input size come from names and
     shapes. Raises CheckpointError that names `file`.
     """
-    return _infer_iresnet(state, file) if "input_layer.0.weight" in state else _infer_mobilefacenet(state)
+    if "input_layer.0.weight" in state:
+        return _infer_iresnet(state, file)
+    return _infer_lightcnn(state) if "conv1.filter.weight" in state else _infer_mobilefacenet(state)
 
 
 # --- names ---
@@ -163,6 +165,7 @@ LAYOUTS = (
         _convert_narrow,
         Preprocessing(std=(128.0, 128.0, 128.0)),
     ),
+    Layout("LightCNN", "conv1.filter.weight", _keep, _HALF),
     Layout("DuetFace or PRO-Face C client", "body_0.conv.weight", _renamer(_CLIENT_NAMES), _HALF),
 )
 
@@ -223,6 +226,19 @@ def _infer_mobilefacenet(state: State) -> Backbone:
         embedding_size=_shape(state, "output_layer.linear.weight", (512, 512))[0],
         width=stem / 64,
         input_size=(height * REDUCTION, width * REDUCTION),
+    )
+
+
+def _infer_lightcnn(state: State) -> Backbone:
+    twice_stem, in_channels = _shape(state, "conv1.filter.weight", (96, 3))[:2]
+    embedding_size, inputs = _shape(state, "fc.weight", (256, 0))
+    (twice_last,) = _shape(state, "block4.0.conv1.filter.bias", (0,))
+    return empty_backbone(
+        "lightcnn-29v2" if "group1.conv.filter.weight" in state else "lightcnn-29v4",
+        in_channels=in_channels,
+        embedding_size=embedding_size,
+        width=twice_stem / 96,
+        input_size=_input_size(2 * inputs // twice_last if twice_last else 0),
     )
 
 

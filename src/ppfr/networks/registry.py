@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import torch
 
 from ppfr.errors import MethodError
-from ppfr.networks import iresnet, mobilefacenet
-from ppfr.networks.base import Backbone, reset_weights
+from ppfr.networks import iresnet, lightcnn, mobilefacenet
+from ppfr.networks.base import Backbone, initialised
 from ppfr.networks.iresnet import IResNet
+from ppfr.networks.lightcnn import LightCNN
 from ppfr.networks.mobilefacenet import MobileFaceNet
 
 
@@ -23,19 +25,36 @@ class _Builder(Protocol):
 _BUILDERS: dict[str, _Builder] = {
     **{name: partial(IResNet, name, plan) for name, plan in iresnet.PLANS.items()},
     **{name: partial(MobileFaceNet, name, plan) for name, plan in mobilefacenet.PLANS.items()},
+    **{name: partial(LightCNN, name, plan) for name, plan in lightcnn.PLANS.items()},
 }
-_DEFAULTS = {name: (plan.embedding_size, plan.input_size) for name, plan in mobilefacenet.PLANS.items()}
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    in_channels: int = 3
+    embedding_size: int = 512
+    input_size: tuple[int, int] = (112, 112)
+
+
+_DEFAULTS = {
+    "mobilefacenet-96": _Defaults(embedding_size=128, input_size=(112, 96)),
+    "lightcnn-29v2": _Defaults(in_channels=1, embedding_size=256, input_size=(128, 128)),
+    "lightcnn-29v4": _Defaults(embedding_size=256, input_size=(128, 128)),
+}
 
 
 def backbone_names() -> list[str]:
-    """Names for `build_backbone`: `ir*`, `ir-se*` (TFace, AdaFace), `r*` (InsightFace), `mobilefacenet*`."""
+    """Names for `build_backbone`.
+
+    `ir*` and `ir-se*` as in TFace and AdaFace, `r*` as in InsightFace, `mobilefacenet*`, `lightcnn-*`.
+    """
     return list(_BUILDERS)
 
 
 def build_backbone(
     name: str,
     *,
-    in_channels: int = 3,
+    in_channels: int | None = None,
     embedding_size: int | None = None,
     width: float = 1.0,
     input_size: tuple[int, int] | None = None,
@@ -43,26 +62,32 @@ def build_backbone(
 ) -> Backbone:
     """Build a backbone with fresh weights on the CPU, in training mode.
 
-    `width` multiplies every channel count but the embedding's, in multiples of 8. `embedding_size` and
-    `input_size` (height, width) default to the named network's own: 512 and 112x112, for `mobilefacenet-96`
-    128 and 112x96. Weights are drawn from `generator`, by default one seeded with 0. Raises MethodError.
+    `width` multiplies every channel count but the embedding's, in multiples of 8. `in_channels`,
+    `embedding_size` and `input_size` (height, width) default to the named network's own: 3, 512 and 112x112;
+    for `mobilefacenet-96` 3, 128 and 112x96; for LightCNN 3 (v2: 1), 256 and 128x128. Weights are drawn from
+    `generator`, by default one seeded with 0. Raises MethodError.
     """
     if name not in _BUILDERS:
         raise MethodError(f"unknown backbone {name!r}; expected one of {', '.join(_BUILDERS)}")
-    default_embedding, default_input = _DEFAULTS.get(name, (512, (112, 112)))
-    embedding_size = default_embedding if embedding_size is None else embedding_size
-    input_size = default_input if input_size is None else input_size
+    default = _DEFAULTS.get(name, _Defaults())
+    in_channels = default.in_channels if in_channels is None else in_channels
+    embedding_size = default.embedding_size if embedding_size is None else embedding_size
+    input_size = default.input_size if input_size is None else input_size
     _check("in_channels", in_channels, 1)
     _check("embedding_size", embedding_size, 1)
     _check("width", width, 1 / 64)
     for side in input_size:
         _check("input_size", side, 16)
-    backbone = empty_backbone(
-        name, in_channels=in_channels, embedding_size=embedding_size, width=width, input_size=input_size
+    return initialised(
+        empty_backbone(
+            name,
+            in_channels=in_channels,
+            embedding_size=embedding_size,
+            width=width,
+            input_size=input_size,
+        ),
+        generator,
     )
-    backbone.to_empty(device="cpu")
-    reset_weights(backbone, generator if generator is not None else torch.Generator().manual_seed(0))
-    return backbone
 
 
 def empty_backbone(

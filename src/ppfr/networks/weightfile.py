@@ -26,6 +26,8 @@ _WRAPPERS = (
     "backbone",
     "model",
     "net",
+    "plfd_backbone",  # so spelt in the public PFLD weights
+    "pfld_backbone",
 )
 _DEPTH = 4
 # bookkeeping of training frameworks that travels beside the weights; an inert placeholder stands in for it
