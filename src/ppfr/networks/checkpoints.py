@@ -23,8 +23,7 @@ LISTED = 8  # keys of one kind that an error message spells out
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "client_backbone.")
 # heads and losses saved beside the backbone, and what PRO-Face C saves beside its client
 _BESIDE = re.compile(
-    r"(module\.)*(head|softmax_fc|classifier|fc2|loss)\.|"
-    r"(weight[1-4]|channel_permutations|interface_[1-4]\..*)$"
+    r"(module\.)*((head|softmax_fc|classifier|fc2|loss|interface_[1-4])\.|(weight[1-4]|channel_permutations)$)"
 )
 _COLOR_SPACE = re.compile(r"""color_space["']?\s*:\s*["']?(rgb|bgr)""", re.IGNORECASE)
 
@@ -58,12 +57,8 @@ class MismatchError(CheckpointError):
         misshaped: list[str],
         not_finite: list[str],
     ) -> None:
-        self.missing, self.unexpected, self.misshaped, self.not_finite = (
-            missing,
-            unexpected,
-            misshaped,
-            not_finite,
-        )
+        self.missing, self.unexpected = missing, unexpected
+        self.misshaped, self.not_finite = misshaped, not_finite
         findings = {
             "missing": missing,
             "unexpected": unexpected,
@@ -78,10 +73,10 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     """Load a published recogniser; its architecture is read from the names and shapes in the file.
 
     Understands the naming of TFace, AdaFace (`state_dict`, prefix `model.`), arcface_torch (`backbone.pth`,
-    `model.pt`), CVLface (prefix `net.`), MobileFaceNet_Pytorch (112x96), LightCNN, and the clients of DuetFace
-    and PRO-Face C; each bare or wrapped, with or without the prefix of DistributedDataParallel, from PyTorch
-    files or safetensors, in any float type. The backbone comes back in float32, in evaluation mode, on the
-    CPU. Raises CheckpointError, with every missing, unexpected and mis-shaped key at once, rather than
+    `model.pt`), CVLface (prefix `net.`), MobileFaceNet_Pytorch (112x96), LightCNN, and the clients of
+    DuetFace and PRO-Face C; each bare or wrapped, with or without the prefix of DistributedDataParallel, from
+    PyTorch files or safetensors, in any float type. The backbone comes back in float32, in evaluation mode,
+    on the CPU. Raises CheckpointError, with every missing, unexpected and mis-shaped key at once, rather than
     loading half.
     """
     path = Path(path)
@@ -135,7 +130,7 @@ def load_state(network: torch.nn.Module, state: Mapping[str, Tensor], what: str)
 def _strip(state: State) -> tuple[State, tuple[str, ...], tuple[str, ...]]:
     """Take off heads and the prefixes that all other keys share; return both beside the rest."""
     dropped = tuple(key for key in state if _BESIDE.match(key))
-    state = {key: value for key, value in state.items() if key not in dropped}
+    state = {key: value for key, value in state.items() if not _BESIDE.match(key)}
     prefixes: list[str] = []
     while prefix := next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
