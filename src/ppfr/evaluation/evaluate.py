@@ -1,0 +1,150 @@
+"""From a model and faces to figures: embed every face as a deployment would, then verify pairs of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ppfr.data.faceset import FaceSet
+from ppfr.data.images import FACE_SIZE, Images, Source, to_tensor
+from ppfr.data.pairs import PairedImages, draw_pairs, is_pair_list, open_pairs
+from ppfr.data.sources import holds_splits, open_faces, open_splits
+from ppfr.errors import DataError
+from ppfr.evaluation.cost import evaluating
+from ppfr.evaluation.roc import FARS
+from ppfr.evaluation.statistics import REPLICATES
+from ppfr.evaluation.verification import FOLDS, Verification, verification
+from ppfr.methods import Method
+from ppfr.networks import Recogniser
+
+Model = Method | Recogniser
+Progress = Callable[[int, int], None]
+
+# activations of larger batches leave a CPU's cache: see ppfr.networks.recogniser
+BATCH_SIZE = 32
+PAIRS = 3000
+
+
+def embed_faces(
+    model: Model,
+    faces: FaceSet | Images,
+    indices: npt.ArrayLike | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
+    flip: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> npt.NDArray[np.float32]:
+    """Embed faces, uint8 RGB (N, H, W, 3) or a set's images at `indices`, as (N, D) float32, not normalised.
+
+    A method protects each image with fresh draws from a generator seeded by `seed` and embeds the payload; a
+    `Recogniser` sees the clear image. With `flip` the mirrored image is a second query with draws of its own,
+    and the two embeddings are added as they are (the sum that InsightFace and TFace normalise afterwards): a
+    client then sends two payloads a face. `progress(done, total)` is called after each batch. The model runs
+    where its parameters are. Raises DataError for input that is not images and what `Method.protect` raises.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size is {batch_size}; expected at least 1")
+    read = faces.images if isinstance(faces, FaceSet) else faces.__getitem__
+    rows = np.arange(len(faces)) if indices is None else np.asarray(indices, np.int64)
+    if not len(rows):
+        raise DataError("no face to embed; expected at least one image")
+    embed, device = _embedder(model, flip, seed)
+    parts: list[Tensor] = []
+    with evaluating(model) if isinstance(model, Method) else nullcontext(), torch.inference_mode():
+        for start in range(0, len(rows), batch_size):
+            images = to_tensor(read(rows[start : start + batch_size]))
+            parts.append(embed(images.to(device)).float().cpu())
+            if progress is not None:
+                progress(min(start + batch_size, len(rows)), len(rows))
+    embeddings: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+    return embeddings
+
+
+def _embedder(model: Model, flip: bool, seed: int) -> tuple[Callable[[Tensor], Tensor], torch.device]:
+    """What turns images into embeddings, and where it wants them."""
+    if isinstance(model, Recogniser):
+        weights = [] if model.backbone is None else list(model.backbone.parameters())
+        return partial(model.embed, flip=flip), weights[0].device if weights else torch.device("cpu")
+    device = next(model.server.parameters()).device
+    # a stream for each side: an upright image draws the same whether or not the mirrored one is asked for
+    upright, mirrored = (torch.Generator(device).manual_seed(2 * seed + side) for side in (0, 1))
+
+    def embed(images: Tensor) -> Tensor:
+        embeddings = model.embed(model.protect(images, upright))
+        if flip:
+            embeddings = embeddings + model.embed(model.protect(images.flip(-1), mirrored))
+        return embeddings
+
+    return embed, device
+
+
+def open_evaluation(
+    source: Source, *, size: int = FACE_SIZE, strict: bool = False, seed: int = 0
+) -> FaceSet | PairedImages:
+    """Open what `evaluate_pairs` takes: a `.bin` file or a pair list as its pairs, else a labelled set.
+
+    Of a source that holds a training and a test set (see `ppfr.data.sources.open_splits`) the test set.
+    Raises DataError.
+    """
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if suffix == ".bin" or (suffix == ".csv" and path.is_file() and is_pair_list(path)):
+        return open_pairs(path, size=size, strict=strict)
+    if holds_splits(source):
+        return open_splits(source, size=size, strict=strict, seed=seed)[1]
+    return open_faces(source, size=size, strict=strict)
+
+
+def evaluate_pairs(
+    model: Model,
+    faces: FaceSet | PairedImages | Source,
+    *,
+    genuine: int = PAIRS,
+    impostor: int = PAIRS,
+    batch_size: int = BATCH_SIZE,
+    flip: bool = True,
+    folds: int = FOLDS,
+    fars: Sequence[float] = FARS,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Verification:
+    """Verify pairs of faces with a model; each image is embedded once, by `embed_faces`.
+
+    From a labelled set `draw_pairs` draws up to `genuine` and `impostor` pairs, and the intervals resample
+    people; a pair list or `.bin` file brings its own pairs and does not name people, so pairs are resampled.
+    A source is opened by `open_evaluation`. `seed` fixes the pairs, the method's draws and the resampling.
+    Raises DataError for sets without pairs, or with fewer than `folds`.
+    """
+    if isinstance(faces, (str, os.PathLike)):
+        faces = open_evaluation(faces)
+    images: FaceSet | Images
+    if isinstance(faces, FaceSet):
+        images, labels = faces, faces.labels
+        pairs = draw_pairs(labels, genuine=genuine, impostor=impostor, seed=seed, name=faces.name)
+    else:
+        pairs, images, labels = faces.pairs, faces.images, None
+    used, position = np.unique(np.stack([pairs.first, pairs.second]), return_inverse=True)
+    first, second = position.reshape(2, -1)
+    embeddings = embed_faces(
+        model, images, used, batch_size=batch_size, flip=flip, seed=seed, progress=progress
+    )
+    return verification(
+        embeddings[first],
+        embeddings[second],
+        pairs.same,
+        folds=folds,
+        fars=fars,
+        groups=None if labels is None else (labels[pairs.first], labels[pairs.second]),
+        replicates=replicates,
+        seed=seed,
+    )
