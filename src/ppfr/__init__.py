@@ -1,0 +1,46 @@
+"""ppfr: privacy-preserving face recognition. Train, attack and deploy recognisers that never see a face.
+
+import ppfr
+method = ppfr.load("runs/partialface")
+payload = method.protect(images)          # on the client: images (B,3,112,112) in [-1,1]
+embedding = method.embed(payload)         # on the server
+"""
+
+from ppfr.errors import (
+    AttackError,
+    CheckpointError,
+    DataError,
+    MethodError,
+    PayloadError,
+    PpfrError,
+    RecipeError,
+    ShapeError,
+)
+from ppfr.methods import Method, MethodInfo, Payload, create, methods, register
+from ppfr.methods.files import load_method as load
+from ppfr.methods.files import save_method as save
+from ppfr.networks import load_checkpoint, load_recogniser
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttackError",
+    "CheckpointError",
+    "DataError",
+    "Method",
+    "MethodError",
+    "MethodInfo",
+    "Payload",
+    "PayloadError",
+    "PpfrError",
+    "RecipeError",
+    "ShapeError",
+    "__version__",
+    "create",
+    "load",
+    "load_checkpoint",
+    "load_recogniser",
+    "methods",
+    "register",
+    "save",
+]

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 console = Console(stderr=True)
 _Item = TypeVar("_Item")
@@ -30,9 +38,21 @@ def bar() -> Progress:
 def track(items: Iterable[_Item], description: str, total: int | None = None) -> Iterator[_Item]:
     """Yield `items` with a bar; `total` is needed only where `items` has no length."""
     if total is None and hasattr(items, "__len__"):
-        total = len(items)
+        total = len(items)  # type: ignore[arg-type]
     with bar() as progress:
         task = progress.add_task(description, total=total, note="")
         for item in items:
             yield item
             progress.advance(task)
+
+
+@contextmanager
+def progress_callback(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar fed by calls of the form `progress(done, total)`, as evaluation and attacks make them."""
+    with bar() as progress:
+        task = progress.add_task(description, total=None, note="")
+
+        def update(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield update

@@ -60,9 +60,7 @@ class _Unprotected(Method):
                 forward=forward,
                 embedding_size=self.embedding_size,
                 trunk=server.backbone,
-                trunk_input=lambda images, generator: TrunkInput(
-                    server.trunk_input(self._protect(images, generator))
-                ),
+                trunk_input=lambda images, generator: TrunkInput(server.trunk_input(self._protect(images, generator))),
                 calibrate=calibrate,
             )
         ]
@@ -87,7 +85,7 @@ class ArcFace(_Unprotected):
 
 @register
 class ArcFaceFD(_Unprotected):
-    """The frequency-domain baseline: all 192 block-DCT channels travel, colour-major (Wang et al., DuetFace, ACM MM 2022)."""
+    """The frequency-domain baseline: all 192 block-DCT channels travel (Wang et al., DuetFace, ACM MM 2022)."""
 
     info = MethodInfo(
         name="arcface-fd",

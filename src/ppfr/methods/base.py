@@ -19,7 +19,7 @@ from ppfr.networks import Backbone, build_backbone
 
 
 class MethodOptions(BaseModel):
-    """Settings of one method; unknown names and wrong types are refused. Fields marked secret never reach a server file."""
+    """Settings of one method; unknown names and wrong types are refused, secret fields never reach a server file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,7 +34,7 @@ class MethodOptions(BaseModel):
 
 
 def secret_option(default: Any, description: str) -> Any:
-    """A pydantic field that is written only beside the client's secrets."""
+    """A pydantic field that is stored with no model and no recipe: it gives a secret away, or is needed only once."""
     return Field(default, description=description, json_schema_extra={"secret": True})
 
 
@@ -239,13 +239,19 @@ def check_images(images: Tensor, size: tuple[int, int] | None = None) -> None:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ShapeError(f"images have shape {tuple(images.shape)}; expected (B, 3, height, width) RGB")
     if size is not None and tuple(images.shape[2:]) != tuple(size):
-        raise ShapeError(f"images are {images.shape[2]}x{images.shape[3]}; expected aligned crops of {size[0]}x{size[1]}")
+        raise ShapeError(
+            f"images are {images.shape[2]}x{images.shape[3]}; expected aligned crops of {size[0]}x{size[1]}"
+        )
     if not images.is_floating_point():
-        raise ShapeError(f"images have dtype {images.dtype}; expected floats in [-1, 1] (v / 127.5 - 1 of 8-bit values)")
+        raise ShapeError(
+            f"images have dtype {images.dtype}; expected floats in [-1, 1] (v / 127.5 - 1 of 8-bit values)"
+        )
     if images.numel():
         low, high = (float(edge) for edge in torch.aminmax(images.detach()))
         if not (low >= -1.001 and high <= 1.001):
-            raise ShapeError(f"images range over [{low:.4g}, {high:.4g}]; expected [-1, 1] (v / 127.5 - 1 of 8-bit values)")
+            raise ShapeError(
+                f"images range over [{low:.4g}, {high:.4g}]; expected [-1, 1] (v / 127.5 - 1 of 8-bit values)"
+            )
 
 
 _REGISTRY: dict[str, type[Method]] = {}

@@ -1,8 +1,10 @@
-"""DuetFace: high frequencies travel, and a small client network tells the server where to look (Wang et al., ACM MM 2022)."""
+"""DuetFace: high frequencies travel, and a small client network says where to look (Wang et al., ACM MM 2022)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,6 @@ from torch import Tensor, nn
 from ppfr.errors import MethodError
 from ppfr.methods.base import (
     BackboneSpec,
-    Hypothesis,
     Method,
     MethodInfo,
     MethodOptions,
@@ -20,10 +21,12 @@ from ppfr.methods.base import (
     TrainingStep,
     TrunkInput,
     register,
+    secret_option,
 )
 from ppfr.methods.parts import InputScale
 from ppfr.methods.payload import PayloadSchema, TensorSpec
-from ppfr.networks import Backbone, build_backbone
+from ppfr.networks import PFLD, Backbone, build_backbone, load_pfld
+from ppfr.networks.base import reset_weights
 from ppfr.networks.mobilefacenet import CLIENT_BLOCKS, MobileFaceNet
 from ppfr.transforms import block_dct
 from ppfr.transforms.roi import canonical_mask, hull_mask
@@ -38,20 +41,31 @@ class DuetFaceOptions(MethodOptions):
     """Settings of DuetFace."""
 
     client_backbone: str | None = Field(
-        None, description="the client's MobileFaceNet; by default the server's network if it is one, else mobilefacenet"
+        None,
+        description="the client's MobileFaceNet; by default the server's network if it is one, else mobilefacenet",
     )
-    landmarks: str | None = Field(
-        None, description="published PFLD checkpoint for the facial region; without it the region is a canonical hull"
+    roi: Literal["canonical", "landmarks"] = Field(
+        "canonical",
+        description="facial region: the hull of a canonical face, or of each image's 98 landmarks",
+    )
+    landmarks: str | None = secret_option(
+        None,
+        "published PFLD checkpoint, needed once with roi=landmarks: its weights are stored with the client's",
     )
 
 
 class AttentionClient(nn.Module):
-    """The client: a MobileFaceNet on the low frequencies whose features, projected to one channel, say where to look."""
+    """The client: a MobileFaceNet on the low frequencies; its features, projected to one channel, say where to look."""
 
     roi: Tensor
+    landmarker_filled: Tensor
 
     def __init__(
-        self, backbone: MobileFaceNet, sizes: list[tuple[int, int]], input_size: tuple[int, int], landmarker: nn.Module | None
+        self,
+        backbone: MobileFaceNet,
+        sizes: list[tuple[int, int]],
+        input_size: tuple[int, int],
+        landmarker: PFLD | None,
     ) -> None:
         super().__init__()
         self.scale = InputScale(3 * len(CLIENT_FREQUENCIES))
@@ -59,12 +73,10 @@ class AttentionClient(nn.Module):
         self.landmarker = landmarker
         self.sizes = sizes
         shapes = backbone.block_shapes()
-        self.projections = nn.ModuleList([nn.Conv2d(shapes[block][0], 1, 1) for block in CLIENT_BLOCKS])
-        for projection in self.projections:
-            # starts as the plain mean over channels, which is what the paper describes
-            nn.init.constant_(projection.weight, 1.0 / projection.in_channels)
-            nn.init.zeros_(projection.bias)
+        self.projections = nn.ModuleList([_channel_mean(shapes[block][0]) for block in CLIENT_BLOCKS])
         self.register_buffer("roi", canonical_mask(input_size))
+        # stored with the weights, so that a loaded client knows that its landmarker is not a fresh one
+        self.register_buffer("landmarker_filled", torch.tensor(False))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """One map in [0,1] for each server stage, (B,1,h,w), from images (B,3,H,W) in [-1,1]."""
@@ -82,14 +94,30 @@ class AttentionClient(nn.Module):
 
     @torch.no_grad()
     def region(self, images: Tensor) -> Tensor:
-        """The facial region of each image (B or 1,1,H,W): the landmarks' hull, or the canonical one where that is empty."""
+        """The facial region of each image (B or 1,1,H,W): its landmarks' hull, the canonical one where that is empty."""
         if self.landmarker is None:
             return self.roi
+        if not self.landmarker_filled:
+            raise MethodError(
+                "duetface: roi='landmarks' needs a trained landmark network; give its published checkpoint as "
+                "options.landmarks, or use roi='canonical'"
+            )
         height, width = images.shape[2:]
-        landmarks = self.landmarker(images.float() / 2 + 0.5).reshape(len(images), -1, 2)
+        landmarks = self.landmarker(images.float())
         mask = hull_mask(landmarks * landmarks.new_tensor([width, height]), (height, width))
         empty = mask.flatten(1).sum(1) == 0
         return torch.where(empty[:, None, None, None], self.roi, mask)
+
+
+def _channel_mean(channels: int) -> nn.Conv2d:
+    """A learned projection to one channel that starts as the plain mean over channels, which the paper describes."""
+    with torch.device("meta"):
+        projection = nn.Conv2d(channels, 1, 1)
+    projection.to_empty(device="cpu")
+    nn.init.constant_(projection.weight, 1.0 / channels)
+    assert projection.bias is not None
+    nn.init.zeros_(projection.bias)
+    return projection
 
 
 def attention_map(projected: Tensor, size: tuple[int, int], region: Tensor | None) -> Tensor:
@@ -145,7 +173,7 @@ class InteractiveFusion(nn.Module):
 
 
 class DuetServer(nn.Module):
-    """The server: a recogniser on the high frequencies, with the client's maps fused in after each of its four stages."""
+    """The server: a recogniser on the high frequencies; the client's maps are fused in after each of its four stages."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -182,10 +210,10 @@ class DuetFace(Method):
     info = MethodInfo(
         name="duetface",
         title="DuetFace",
-        paper="Wang et al., DuetFace: Collaborative Privacy-Preserving Face Recognition via Channel Splitting, ACM MM 2022",
+        paper="Wang et al., DuetFace: Collaborative PPFR via Channel Splitting in the Frequency Domain, ACM MM 2022",
         departures=(
-            "the map's 1x1 convolution is one learned projection on the client (the reference draws a new random one at "
-            "every pass); a learned affine around the fusion's sigmoid admits a warm start"
+            "the map's 1x1 convolution is one learned projection on the client (the reference draws a new random one "
+            "at every pass); a learned affine around the fusion's sigmoid admits a warm start"
         ),
     )
     Options = DuetFaceOptions
@@ -205,16 +233,24 @@ class DuetFace(Method):
                 f"duetface: client_backbone is {options.client_backbone!r}; expected a MobileFaceNet, whose blocks "
                 f"{CLIENT_BLOCKS} give the maps"
             )
-        landmarker = None
         sizes = [(height, width) for _, height, width in trunk.stage_shapes()]
+        landmarker = None
+        if options.roi == "landmarks":
+            with torch.device("meta"):
+                landmarker = PFLD()
+            reset_weights(landmarker.to_empty(device="cpu"), generator)
         self.client = AttentionClient(client, sizes, self.input_size, landmarker)
+        if landmarker is not None and options.landmarks is not None:
+            landmarker.load_state_dict(load_pfld(Path(options.landmarks)).state_dict())
+            self.client.landmarker_filled.fill_(True)
         self.server = DuetServer(trunk)
 
     @property
     def schema(self) -> PayloadSchema:
         tensors = {
             "channels": TensorSpec(
-                (3 * len(SERVER_FREQUENCIES), *self.input_size), "54 high frequencies of Y, Cb, Cr, colour-major"
+                (3 * len(SERVER_FREQUENCIES), *self.input_size),
+                "54 high frequencies of Y, Cb, Cr, colour-major",
             )
         }
         for name, size in zip(MAPS, self.client.sizes, strict=True):
@@ -228,10 +264,6 @@ class DuetFace(Method):
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)
         return embedding
-
-    def hypotheses(self) -> list[Hypothesis]:
-        """The client draws nothing: one hypothesis."""
-        return [Hypothesis("client", lambda images: self._protect(images, torch.Generator()))]
 
     def stages(self) -> list[Stage]:
         """First the client's network on its own, then the server with the client's network frozen."""

@@ -52,15 +52,18 @@ class PartialFaceOptions(MethodOptions):
     """Settings of PartialFace."""
 
     table: Literal["reference", "random"] = Field(
-        "reference", description="subsets and orders: those of the authors' code (public!), or a deployment's own draw"
+        "reference",
+        description="subsets and orders: those of the authors' code (public!), or a deployment's own draw",
     )
     table_seed: int = secret_option(0, "seed of a random table; whoever knows it knows the table")
     stem: Literal["gated", "conv"] = Field(
-        "gated", description="server's first layer: one filter bank for each kind of payload, or the paper's single one"
+        "gated",
+        description="server's first layer: one filter bank for each kind of payload, or the paper's single one",
     )
     stem_kernel: int = Field(3, description="side of the first layer's filters", ge=1, le=9)
     training_subsets: Literal[3, 6] = Field(
-        3, description="how many of the 6 subsets an identity may use in training: 3 by its label (paper), or all"
+        3,
+        description="how many of the 6 subsets an identity may use in training: 3 by its label (paper), or all",
     )
 
 
@@ -92,7 +95,12 @@ class PartialFace(Method):
         if options.stem == "gated":
             first = trunk.first_layer
             stem = GatedConv2d(
-                SUBSETS * ORDERS, first.in_channels, first.out_channels, options.stem_kernel, first.stride[0], generator=generator
+                SUBSETS * ORDERS,
+                first.in_channels,
+                first.out_channels,
+                options.stem_kernel,
+                first.stride[0],
+                generator=generator,
             )
             replace_module(trunk, first, stem)
 
@@ -200,8 +208,12 @@ def check_table(secrets: Mapping[str, Tensor]) -> None:
         raise MethodError(f"partialface needs the secrets ['orders', 'subsets']; got {sorted(secrets)}")
     subsets, orders = secrets["subsets"], secrets["orders"]
     if tuple(subsets.shape) != (SUBSETS, SUBSET_SIZE) or sorted(subsets.flatten().tolist()) != list(KEPT):
-        raise MethodError(f"'subsets' must split the frequencies {KEPT} into 6 rows of 9; got shape {tuple(subsets.shape)}")
-    if tuple(orders.shape) != (ORDERS, SUBSET_SIZE) or any(sorted(o) != list(range(SUBSET_SIZE)) for o in orders.tolist()):
+        raise MethodError(
+            f"'subsets' must split the frequencies {KEPT} into 6 rows of 9; got shape {tuple(subsets.shape)}"
+        )
+    if tuple(orders.shape) != (ORDERS, SUBSET_SIZE) or any(
+        sorted(o) != list(range(SUBSET_SIZE)) for o in orders.tolist()
+    ):
         raise MethodError(f"'orders' must be 3 permutations of 0..8; got {orders.tolist()}")
 
 

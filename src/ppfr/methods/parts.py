@@ -11,7 +11,7 @@ from ppfr.networks import Backbone
 
 
 class InputScale(nn.Module):
-    """Divides each channel by its root mean square over a training sample: block-DCT channels differ by factors of 1e5."""
+    """Divides each channel by its root mean square on a training sample: DCT channels differ by factors of 1e5."""
 
     scale: Tensor
 

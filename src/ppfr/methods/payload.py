@@ -164,7 +164,9 @@ class Payload:
             plain = inflater.decompress(data, limit)
             complete = inflater.eof
         except zlib.error as error:
-            raise PayloadError(f"payload of {len(data)} bytes is not deflated data ({error}); was it cut off?") from error
+            raise PayloadError(
+                f"payload of {len(data)} bytes is not deflated data ({error}); was it cut off?"
+            ) from error
         if not complete:
             raise PayloadError(f"payload is cut off or inflates to more than {limit} bytes; refused")
         header = _safetensors_header(plain)
@@ -174,7 +176,9 @@ class Payload:
                 "Write payloads with `Payload.to_bytes` or `ppfr protect`"
             )
         if header.get("method") != schema.method:
-            raise PayloadError(f"payload was made by method {header.get('method')!r}; the server runs {schema.method!r}")
+            raise PayloadError(
+                f"payload was made by method {header.get('method')!r}; the server runs {schema.method!r}"
+            )
         try:
             tensors = load_tensors(plain)
         except (SafetensorError, ValueError, KeyError) as error:

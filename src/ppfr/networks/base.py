@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppfr.errors import ShapeError
+from ppfr.networks.gated import GatedConv2d
 
 AfterStage = Callable[[int, Tensor], Tensor]
 Shape = tuple[int, int, int]
@@ -57,7 +58,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def first_layer(self) -> nn.Conv2d:
+    def first_layer(self) -> nn.Conv2d | GatedConv2d:
         """The convolution that reads the input."""
 
     @property

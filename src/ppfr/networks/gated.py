@@ -1,4 +1,4 @@
-"""A first layer for payloads that come in several known kinds: one filter bank a kind, chosen from the payload itself."""
+"""A first layer for payloads of several kinds: one filter bank a kind, chosen from the payload itself."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class GatedConv2d(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         batch, channels, height, width = features.shape
-        banks = self.weight.unflatten(0, (self.experts, self.out_channels))
+        banks = self.weight.view(self.experts, self.out_channels, *self.weight.shape[1:])
         banks = banks * self.channel_scale[:, None, :, None, None]
         mixed = torch.einsum("be,eochw->bochw", self.gate(features), banks)
         result = F.conv2d(

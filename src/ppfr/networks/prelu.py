@@ -20,7 +20,7 @@ class PReLU(nn.PReLU):
         if input.device.type != "cpu" or not (torch.is_grad_enabled() and input.ndim > 1):
             return F.prelu(input, self.weight)
         slope = self.weight.view(1, -1, *[1] * (input.ndim - 2)).to(input.dtype)
-        result: Tensor = _PReLU.apply(input, slope)
+        result: Tensor = _PReLU.apply(input, slope)  # type: ignore[no-untyped-call]
         return result
 
 

@@ -37,7 +37,9 @@ class Distillation(nn.Module):
 
     def __init__(self, student_size: int, teacher_size: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.projection = nn.Identity() if student_size == teacher_size else nn.Linear(student_size, teacher_size, False)
+        self.projection = (
+            nn.Identity() if student_size == teacher_size else nn.Linear(student_size, teacher_size, False)
+        )
         if isinstance(self.projection, nn.Linear):
             nn.init.orthogonal_(self.projection.weight, generator=generator)
 

@@ -60,7 +60,7 @@ class Ranks:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         flat /= self.world
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
 
@@ -82,11 +82,7 @@ def train(
     another run, or for losses that need a teacher when there is none.
     """
     ranks = Ranks.from_environment()
-    record = {
-        "method": method.info.name,
-        "data": {"name": faces.name, "images": len(faces), "people": len(faces.identities)},
-        "teacher": None if teacher is None else {"name": teacher.name, "sha256": teacher.sha256},
-    }
+    record = run_record(method.info.name, faces, teacher)
     if ranks.rank == 0:
         run.begin(recipe, record, resume=resume)
     if resume and run.finished:
@@ -118,6 +114,15 @@ def train(
         save_method(method, run.folder)
         run.checkpoint_file.unlink(missing_ok=True)
     return method
+
+
+def run_record(method: str, faces: FaceSet, teacher: Recogniser | None) -> dict[str, Any]:
+    """What a run folder remembers of its method, data and teacher; resuming needs the same."""
+    return {
+        "method": method,
+        "data": {"name": faces.name, "images": len(faces), "people": len(faces.identities)},
+        "teacher": None if teacher is None else {"name": teacher.name, "sha256": teacher.sha256},
+    }
 
 
 class StageTrainer:
@@ -179,7 +184,7 @@ class StageTrainer:
             self.settings.batch_size,
             seed=self.recipe.seed * 100 + self.index,
             epoch=pass_index,
-            augmentation=Augmentation(flip=0.5 if augment.flip else 0.0, shift=augment.shift, jitter=augment.jitter),
+            augmentation=Augmentation(flip=augment.flip, shift=augment.shift, jitter=augment.jitter),
             start_batch=start,
             rank=self.ranks.rank,
             world=self.ranks.world,
@@ -218,7 +223,8 @@ class StageTrainer:
             if self.ranks.rank == 0:
                 self.run.keep_metrics_before(self.index, step)
         for module in (self.method, self.parts):
-            module.to(memory_format=torch.channels_last)
+            # torch's own annotation of `to` forgets this argument
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         started = saved = time.monotonic()
         writer: AbstractContextManager[Any] = (
             SummaryWriter(self.run.folder / "tensorboard") if self.ranks.rank == 0 else nullcontext()
@@ -290,7 +296,7 @@ class StageTrainer:
                 f"training.optimizer.lr (now {self.settings.optimizer.lr:g}) or set precision=fp32"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
+        self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         self.ranks.average_gradients(self.parameters)
         if self.settings.clip is not None:
             self.scaler.unscale_(self.optimizer)
@@ -328,7 +334,8 @@ class StageTrainer:
 
 def build_optimizer(parts: nn.Module, settings: StageSettings) -> torch.optim.Optimizer:
     """SGD or AdamW; norm layers, PReLU slopes and biases are found by module type and spared from weight decay."""
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for module in parts.modules():
         for name, parameter in module.named_parameters(recurse=False):
             (spared if isinstance(module, _NORMS) or name.endswith("bias") else decayed).append(parameter)

@@ -97,7 +97,7 @@ class Run:
         return record
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; a failure, such as a full disk, leaves the previous one and raises CheckpointError."""
+        """Replace the checkpoint; a failure, such as a full disk, leaves the old one and raises CheckpointError."""
         try:
             with atomic_path(self.checkpoint_file, mode=0o600) as path:
                 torch.save(dict(state), path)

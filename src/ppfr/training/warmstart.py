@@ -1,4 +1,4 @@
-"""Start warm: a teacher's trunk, and a first layer fitted in closed form from payloads to the teacher's own features."""
+"""Start warm: a teacher's trunk, and a first layer fitted in closed form from payloads to the teacher's features."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def warm_start(
     taken, left = _copy_matching(source, trunk)
 
     def target(batch: Tensor) -> Tensor:
-        return source.first_layer(source.crop(teacher.preprocessing(batch)))
+        features: Tensor = source.first_layer(source.crop(teacher.preprocessing(batch)))
+        return features
 
     explained, offset = fit_first_layer(stage, target, images, generator, ridge=ridge)
     norm_behind_first_layer(trunk).running_mean.sub_(offset)  # type: ignore[union-attr]
@@ -148,7 +149,7 @@ def fit_first_layer(
     *,
     ridge: float = 1e-5,
 ) -> tuple[float, Tensor]:
-    """Fit the trunk's first layer to `target(images)`; returns the explained share of variance and the offset left over.
+    """Fit the trunk's first layer to `target(images)`; returns the explained share of variance and the offset left.
 
     Solves the ridge-regularised normal equations (`ridge` relative to the patches' mean variance), one system for each
     expert of a gated layer. The offset is the experts' mean: a gated layer has no bias of its own.
