@@ -86,9 +86,7 @@ class Batches:
             raise DataError(f"seed {seed}, epoch {epoch}, start_batch {start_batch}; expected none below 0")
         rest = len(faces) % batch_size
         if drop_last and len(faces) < batch_size:
-            raise DataError(
-                f"{faces.name}: {len(faces)} images do not fill one batch of {batch_size}; lower it"
-            )
+            raise DataError(f"{faces.name}: {len(faces)} images do not fill one batch of {batch_size}; lower it")
         if not drop_last and 0 < rest < world:
             raise DataError(f"{faces.name}: the last batch has {rest} images for {world} ranks; drop it")
         self.faces = faces
@@ -124,16 +122,12 @@ class Batches:
     def batch(self, number: int) -> Batch:
         """This rank's part of batch `number` (0..len - 1) of the epoch, in any order of asking."""
         if not 0 <= number < len(self):
-            raise DataError(
-                f"{self.faces.name}: there is no batch {number}; the epoch has 0..{len(self) - 1}"
-            )
+            raise DataError(f"{self.faces.name}: there is no batch {number}; the epoch has 0..{len(self) - 1}")
         whole = self.order[number * self.batch_size : (number + 1) * self.batch_size]
         mine = slice(self.rank, None, self.world)
         indices = whole[mine]
         # drawn for all ranks alike, so that the number of ranks changes nothing
-        draws = np.random.default_rng([self.seed, self.epoch, number]).random((len(whole), 8), np.float32)[
-            mine
-        ]
+        draws = np.random.default_rng([self.seed, self.epoch, number]).random((len(whole), 8), np.float32)[mine]
         images = augment(self.faces.images(indices), draws, self.augmentation)
         return Batch(images, torch.from_numpy(self.faces.labels[indices]), torch.from_numpy(indices.copy()))
 
@@ -143,9 +137,7 @@ def augment(images: Images, draws: Draws, how: Augmentation) -> Tensor:
     changed = np.stack([_change(image, row, how) for image, row in zip(images, draws, strict=True)])
     batch = to_tensor(np.asarray(changed, np.uint8))
     if how.jitter:
-        contrast, brightness = torch.from_numpy(how.jitter * (2 * draws[:, 3:5] - 1)).T[
-            :, :, None, None, None
-        ]
+        contrast, brightness = torch.from_numpy(how.jitter * (2 * draws[:, 3:5] - 1)).T[:, :, None, None, None]
         mean = batch.mean(dim=(1, 2, 3), keepdim=True)
         batch = batch.mul_(1 + contrast).add_(brightness - contrast * mean).clamp_(-1, 1)
     return batch
@@ -156,18 +148,14 @@ def _change(image: Images, draws: Draws, how: Augmentation) -> cv2.typing.MatLik
     flip, down, right, _, _, grayscale, blur, sigma = draws
     changed: cv2.typing.MatLike = image
     if how.shift:
-        changed = _shift(
-            changed, int(down * (2 * how.shift + 1)), int(right * (2 * how.shift + 1)), how.shift
-        )
+        changed = _shift(changed, int(down * (2 * how.shift + 1)), int(right * (2 * how.shift + 1)), how.shift)
     if how.flip and flip < 0.5:
         changed = cv2.flip(changed, 1)
     if grayscale < how.grayscale:
         changed = cv2.cvtColor(cv2.cvtColor(changed, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if blur < how.blur:
         low, high = BLUR_SIGMA
-        changed = cv2.GaussianBlur(
-            changed, (0, 0), float(low + (high - low) * sigma), borderType=cv2.BORDER_REPLICATE
-        )
+        changed = cv2.GaussianBlur(changed, (0, 0), float(low + (high - low) * sigma), borderType=cv2.BORDER_REPLICATE)
     return changed
 
 

@@ -44,14 +44,8 @@ def read_bin(path: Path) -> tuple[list[bytes], list[bool]]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # a damaged pickle can fail in any way at all
         raise DataError(f"{path}: not an InsightFace .bin file, or damaged ({_reason(error)})") from error
-    if (
-        not isinstance(content, (tuple, list))
-        or len(content) != 2
-        or not isinstance(content[0], (tuple, list))
-    ):
-        raise DataError(
-            f"{path}: holds {_kind(content)}; expected (list of encoded images, list of booleans)"
-        )
+    if not isinstance(content, (tuple, list)) or len(content) != 2 or not isinstance(content[0], (tuple, list)):
+        raise DataError(f"{path}: holds {_kind(content)}; expected (list of encoded images, list of booleans)")
     images = [_image(item, f"{path}, image {number}") for number, item in enumerate(content[0])]
     same = _booleans(content[1], path)
     if len(images) != 2 * len(same):

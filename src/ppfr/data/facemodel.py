@@ -51,6 +51,11 @@ _GRAIN = np.random.default_rng(0).standard_normal((160, 160, 3), np.float32)
 _BLOOD = np.array([0.42, 0.10, 0.09])
 
 
+_FACTORS, _COMMON = 8, 0.85
+_LOADINGS = np.random.default_rng(1).standard_normal((100, _FACTORS))
+_LOADINGS /= np.linalg.norm(_LOADINGS, axis=1, keepdims=True)
+
+
 def _trait(mean: float, spread: float) -> Any:
     return field(metadata={"mean": mean, "spread": spread})
 
@@ -64,7 +69,7 @@ class Traits:
     nose_length: float = _trait(20.5, 2.0)
     mouth_height: float = _trait(40.5, 2.2)
     chin_height: float = _trait(63.0, 3.0)
-    face_width: float = _trait(37.0, 2.2)
+    face_width: float = _trait(37.0, 1.6)
     forehead_width: float = _trait(0.95, 0.03)
     cheek_width: float = _trait(0.97, 0.03)
     jaw_width: float = _trait(0.81, 0.055)
@@ -113,21 +118,31 @@ class Traits:
     melanin: float = _trait(0.34, 0.24)
     redness: float = _trait(0.0, 0.05)
     flush: float = _trait(0.5, 0.25)
-    blotches: float = _trait(0.06, 0.025)
+    blotches: float = _trait(0.03, 0.015)
     freckles: float = _trait(-0.3, 0.7)
-    moles: float = _trait(1.6, 1.2)
+    moles: float = _trait(0.4, 0.8)
     beard: float = _trait(-0.3, 0.4)
     # hair and ears
-    hair_tone: float = _trait(1.1, 1.1)
-    hairline: float = _trait(-37.0, 3.0)
-    hair_peak: float = _trait(0.0, 2.5)
-    hair_temples: float = _trait(13.0, 4.0)
-    hair_slope: float = _trait(0.0, 0.08)
-    hair_volume: float = _trait(5.0, 2.2)
-    hair_length: float = _trait(-5.0, 45.0)
+    hair_tone: float = _trait(1.1, 1.0)
+    hairline: float = _trait(-37.0, 2.0)
+    hair_length: float = _trait(-5.0, 35.0)
     hair_waves: float = _trait(0.5, 0.4)
-    ear_size: float = _trait(9.5, 1.3)
-    ear_spread: float = _trait(3.2, 1.5)
+    ear_size: float = _trait(9.5, 1.0)
+    ear_spread: float = _trait(2.6, 0.9)
+
+
+@dataclass(frozen=True)
+class Hair:
+    """A person's hair on one occasion: its own tendency, differently cut and combed."""
+
+    tone: float
+    line: float
+    peak: float
+    temples: float
+    slope: float
+    volume: float
+    length: float
+    waves: float
 
 
 @dataclass(frozen=True)
@@ -159,13 +174,35 @@ class Shot:
 
 
 def draw_traits(rng: np.random.Generator) -> Traits:
-    """Draw a person."""
-    values = {
-        trait.name: trait.metadata["mean"]
-        + trait.metadata["spread"] * float(np.clip(rng.standard_normal(), -2, 2))
-        for trait in fields(Traits)
-    }
-    return Traits(**values)
+    """Draw a person.
+
+    As in people, traits go together: a few factors carry most of each trait's variance, the rest is its own. Without
+    them no two of so many independent numbers would ever resemble each other, and recognition would be trivial.
+    """
+    traits = fields(Traits)
+    own = rng.standard_normal(len(traits))
+    common = _LOADINGS[: len(traits)] @ rng.standard_normal(_FACTORS)
+    drawn = np.clip(np.sqrt(_COMMON) * common + np.sqrt(1 - _COMMON) * own, -2, 2)
+    spread = {trait.name: trait.metadata["spread"] * value for trait, value in zip(traits, drawn, strict=True)}
+    return Traits(**{trait.name: trait.metadata["mean"] + float(spread[trait.name]) for trait in traits})
+
+
+def draw_hair(traits: Traits, rng: np.random.Generator) -> Hair:
+    """Draw one occasion's hair for a person."""
+
+    def near(tendency: float, spread: float) -> float:
+        return tendency + spread * float(np.clip(rng.standard_normal(), -2, 2))
+
+    return Hair(
+        tone=near(traits.hair_tone, 0.3),
+        line=near(traits.hairline, 3.0),
+        peak=near(0.0, 2.0),
+        temples=near(13.0, 4.5),
+        slope=near(0.0, 0.1),
+        volume=near(5.0, 2.2),
+        length=near(traits.hair_length, 25.0),
+        waves=near(traits.hair_waves, 0.2),
+    )
 
 
 def draw_shot(rng: np.random.Generator) -> Shot:
@@ -174,10 +211,8 @@ def draw_shot(rng: np.random.Generator) -> Shot:
     def normal(spread: float, most: float = 2.0) -> float:
         return spread * float(np.clip(rng.standard_normal(), -most, most))
 
-    azimuth, elevation = normal(0.85, 1.6), 0.35 + normal(0.4)
-    light = np.array(
-        [np.sin(azimuth) * np.cos(elevation), -np.sin(elevation), np.cos(azimuth) * np.cos(elevation)]
-    )
+    azimuth, elevation = normal(0.95, 1.5), 0.35 + normal(0.4)
+    light = np.array([np.sin(azimuth) * np.cos(elevation), -np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
     return Shot(
         yaw=normal(0.23),
         pitch=normal(0.15),
@@ -192,13 +227,13 @@ def draw_shot(rng: np.random.Generator) -> Shot:
         light_colour=1 + np.clip(rng.normal(0, 0.07, 3), -0.15, 0.15),
         shadow=float(rng.uniform(0.2, 0.8)),
         sheen=float(rng.uniform(0.0, 0.35)),
-        exposure=float(np.exp(normal(0.28))),
+        exposure=float(np.exp(normal(0.24))),
         white_balance=np.exp(np.clip(rng.normal(0, 0.06, 3), -0.12, 0.12)),
         contrast=float(np.exp(normal(0.12))),
-        blur=max(0.0, float(rng.normal(0.35, 0.4))),
-        noise=float(rng.uniform(0.0, 0.03)),
-        misalignment=np.clip(rng.normal(0, 1.1, (5, 2)), -2.2, 2.2),
-        glasses=float(rng.uniform(0.2, 1.0)) if rng.random() < 0.14 else 0.0,
+        blur=max(0.0, float(rng.normal(0.45, 0.5))),
+        noise=float(rng.uniform(0.0, 0.035)),
+        misalignment=np.clip(rng.normal(0, 1.3, (5, 2)), -2.6, 2.6),
+        glasses=float(rng.uniform(0.2, 1.0)) if rng.random() < 0.16 else 0.0,
         stubble=max(0.0, normal(0.2)),
         flush=normal(0.25),
     )
@@ -306,9 +341,7 @@ def _blend(
     high = np.minimum(np.ceil(pixels.max(axis=0)).astype(int) + margin + 1, (canvas.width, canvas.height))
     if (high <= low).any():
         return
-    fine = (
-        1 if width is None else 4
-    )  # lines have whole widths: they are drawn four times finer, then averaged
+    fine = 1 if width is None else 4  # lines have whole widths: they are drawn four times finer, then averaged
     shape = int(high[1] - low[1]), int(high[0] - low[0])
     mask = np.zeros((shape[0] * fine, shape[1] * fine), np.uint8)
     inside = [np.round(((pixels - low + 0.5) * fine - 0.5) * 16).astype(np.int32)]
@@ -325,21 +358,16 @@ def _blend(
 
 
 class Person:
-    """One person's relief and colours, before expression; `rng` places moles, freckles, strands of hair."""
+    """One person's head; `rng` places moles and freckles. It must `wear` some hair before it is photographed."""
 
     def __init__(self, traits: Traits, rng: np.random.Generator, size: int = 112) -> None:
         self.traits = traits
         self.size = size
         self.canvas = _Canvas(_OVERSAMPLING * size / 112)
         self.skin = self._skin_tone()
-        self.hair_colour = _mix(_HAIR, traits.hair_tone)
         self.outline = self._outline()
-        self.relief, self.cover = self._head()
-        self.reflectance = self._skin(rng)
-        self.beard = self._beard(rng)
-        self.gloss = np.ones_like(self.relief)
-        self._grow_hair(rng)
-        self.layers = cv2.merge([self.cover, self.gloss])
+        relief, cover = self._head()
+        self._bald = relief, cover, self._skin(rng), self._beard(rng)
 
     # ------------------------------------------------------------------ shape
 
@@ -395,9 +423,7 @@ class Person:
     def _ear(self, side: int) -> Field:
         t, canvas = self.traits, self.canvas
         x, y = side * (t.face_width + 0.4 * t.ear_spread), 6.0
-        outer = np.sqrt(
-            ((canvas.x - x) / (2.2 + t.ear_spread)) ** 2 + ((canvas.y - y) / (1.25 * t.ear_size)) ** 2
-        )
+        outer = np.sqrt(((canvas.x - x) / (2.2 + t.ear_spread)) ** 2 + ((canvas.y - y) / (1.25 * t.ear_size)) ** 2)
         rim = np.exp(-(((outer - 0.75) / 0.25) ** 2))
         return np.asarray(np.clip(1.15 - outer, 0, 1) + 0.35 * rim * (outer < 1.15), np.float32)
 
@@ -440,15 +466,11 @@ class Person:
                 (t.nose_length + 7.5, 0),
             ],
         )
-        width = _curve(
-            canvas.y, [(-12, 1.5 * t.nose_bridge), (2, t.nose_bridge), (tip, 1.35 * t.nose_bridge)]
-        )
+        width = _curve(canvas.y, [(-12, 1.5 * t.nose_bridge), (2, t.nose_bridge), (tip, 1.35 * t.nose_bridge)])
         nose = ridge * np.exp(-0.5 * (np.abs(canvas.x) / width) ** 1.7)
         canvas.bump(nose, 0.26 * t.nose_height, 0, tip - 0.5, 0.8 * t.nose_tip, 0.75 * t.nose_tip)
         for side in (-1, 1):
-            canvas.bump(
-                nose, 0.34 * t.nose_height, side * (t.nose_wings - 1.6), t.nose_length + 0.3, 2.4, 2.8
-            )
+            canvas.bump(nose, 0.34 * t.nose_height, side * (t.nose_wings - 1.6), t.nose_length + 0.3, 2.4, 2.8)
         return np.asarray(nose, np.float32)
 
     # ------------------------------------------------------------------ colour
@@ -457,16 +479,14 @@ class Person:
         """Linear reflectance (H, W, 3) of the bare head."""
         t, canvas = self.traits, self.canvas
         tone = 1 + t.blotches * canvas.noise(rng, 9, 9) + 0.025 * canvas.noise(rng, 70, 70)
-        blood = 0.10 * canvas.noise(rng, 7, 7)
+        blood = 0.05 * canvas.noise(rng, 7, 7)
         tone *= 1 - 0.35 * _step(canvas.y - 0.99 * t.chin_height, 6)
         for side in (-1, 1):
             canvas.bump(blood, t.flush, side * 21, 21, 9, 9)
             canvas.bump(tone, -0.22 * max(0.0, t.eye_bags), side * t.eye_distance * 0.95, 5.5, 5.5, 2.2)
             canvas.bump(tone, -0.10, side * t.eye_distance, -3.5, 7, 3)
         canvas.bump(blood, 0.7 * t.flush, 0, t.nose_length, 5, 5)
-        tint = np.stack(
-            [tone * (1 + 0.10 * blood), tone * (1 - 0.12 * blood), tone * (1 - 0.12 * blood)], axis=2
-        )
+        tint = np.stack([tone * (1 + 0.10 * blood), tone * (1 - 0.12 * blood), tone * (1 - 0.12 * blood)], axis=2)
         skin = (tint * self.skin).astype(np.float32)
         spots = self.skin * np.array([0.50, 0.38, 0.32])
         for _ in range(int(70 * max(0.0, t.freckles))):
@@ -474,7 +494,7 @@ class Person:
             self._spot(skin, x, y, rng.uniform(0.4, 0.8), spots, rng.uniform(0.15, 0.4))
         for _ in range(max(0, round(t.moles))):
             x, y = rng.uniform(-30, 30), rng.uniform(-28, 56)
-            self._spot(skin, x, y, rng.uniform(0.8, 1.5), 0.5 * spots, rng.uniform(0.6, 0.95))
+            self._spot(skin, x, y, rng.uniform(0.6, 1.2), 0.5 * spots, rng.uniform(0.5, 0.9))
         return skin
 
     def _spot(self, image: Field, x: float, y: float, radius: float, colour: Points, opacity: float) -> None:
@@ -494,64 +514,61 @@ class Person:
         strands = 1 + 0.35 * canvas.noise(rng, 80, 110)
         return np.asarray(np.clip(lower * strands, 0, 1), np.float32)
 
-    def _grow_hair(self, rng: np.random.Generator) -> None:
-        """Put hair on the relief, the reflectance and the cover."""
+    def wear(self, hair: Hair, rng: np.random.Generator) -> None:
+        """Give the person this hair in place of any other; `rng` places its strands."""
         t, canvas = self.traits, self.canvas
-        wave = canvas.noise(rng, 6, 9) * (1 + 3 * max(0.0, t.hair_waves))
-        away = np.abs(canvas.x) / t.face_width
-        line = (
-            t.hairline
-            - t.hair_peak * np.exp(-((canvas.x / 7) ** 2))
-            + t.hair_temples * away**3
-            + t.hair_slope * canvas.x
-            + 0.6 * wave
-        )
-        top = _step(line - canvas.y, 4.5)
-        sides = _step(np.abs(canvas.x) - (0.90 + 0.003 * (canvas.y + 25)) * self.outline, 3) * _step(
-            4 - canvas.y, 16
-        )
-        volume = max(0.5, t.hair_volume)
-        if t.hair_length > 12:
-            sides = _step(np.abs(canvas.x) - (0.93 + 0.02 * wave) * self.outline, 3)
-            fall = _curve(canvas.y, [(-60, 0.8), (-30, 1.0), (0, 1.6), (40, 1.9)])
-            end = t.hair_length + 2 * wave
-        else:
-            fall = _curve(canvas.y, [(-60, 0.8), (-30, 1), (-8, 0.8), (8, 0)])
-            end = np.full_like(wave, 6)
-        outer = np.maximum(self.outline, 0.93 * t.face_width * (t.hair_length > 12)) + volume * fall
-        behind = (1 - self.cover) * _step(end - canvas.y, 6)
-        hair = np.maximum(np.maximum(top, sides * _step(end - canvas.y, 8)), behind)
-        hair = hair * _step(outer + 0.4 * wave - np.abs(canvas.x), 2)
-        streaks = self._strands(rng)
-        hair = np.asarray(np.clip(hair, 0, 1), np.float32)
+        self.hair_colour = _mix(_HAIR, hair.tone)
+        wave = canvas.noise(rng, 6, 9) * (1 + 3 * max(0.0, hair.waves))
+        mask, outer, behind = self._haircut(hair, wave)
+        streaks = self._strands(hair, rng)
+        colour = np.maximum(self.hair_colour * (1 + 0.22 * streaks[:, :, None]), 0.004).astype(np.float32)
+        relief, cover, skin, beard = self._bald
+        share = mask / np.maximum(mask + (1 - mask) * cover, np.float32(1e-4))
+        self.reflectance = skin + share[:, :, None] * (colour - skin)
         bow = 0.3 * t.depth * np.sqrt(np.clip(1 - (canvas.x / (outer + 1)) ** 2, 0, 1))
-        colour = self.hair_colour * (1 + 0.22 * streaks[:, :, None])
-        share = hair / np.maximum(hair + (1 - hair) * self.cover, np.float32(1e-4))
-        self.reflectance += share[:, :, None] * (np.maximum(colour, 0.004) - self.reflectance).astype(
-            np.float32
-        )
-        thickness = hair * (np.maximum(bow - self.relief, 0) + 2.0)
-        self.relief += _blur(thickness, 1.8 * canvas.scale) + 0.35 * hair * streaks
-        self.gloss -= 0.6 * hair
-        self.beard *= 1 - hair
-        self.cover = np.maximum(hair, 1 - (1 - self.cover) * (1 - behind * hair))
-        self._extend()
+        thickness = mask * (np.maximum(bow - relief, 0) + np.float32(2.0))
+        relief = relief + _blur(thickness, 1.8 * canvas.scale) + 0.35 * mask * streaks
+        cover = np.maximum(mask, 1 - (1 - cover) * (1 - behind * mask))
+        self.beard = beard * (1 - mask)
+        self.relief = self._extend(relief, cover)
+        self._layers = cv2.merge([cover, 1 - np.float32(0.6) * mask])
 
-    def _extend(self) -> None:
+    def _haircut(self, hair: Hair, wave: Field) -> tuple[Field, Field, Field]:
+        """Where hair is, 0..1; half its outline's width at each row; and the part of it behind the head."""
+        canvas, long = self.canvas, hair.length > 12
+        away = np.abs(canvas.x) / self.traits.face_width
+        edge = hair.line - hair.peak * np.exp(-((canvas.x / 7) ** 2)) + hair.temples * away**3
+        top = _step(edge + hair.slope * canvas.x + 0.6 * wave - canvas.y, 4.5)
+        volume = max(0.5, hair.volume)
+        if long:
+            sides = _step(np.abs(canvas.x) - (0.93 + 0.02 * wave) * self.outline, 3)
+            sides *= _step(hair.length + 2 * wave - canvas.y, 8)
+            fall = _curve(canvas.y, [(-60, 0.8), (-30, 1.0), (0, 1.6), (40, 1.9)])
+            outer = np.maximum(self.outline, 0.93 * self.traits.face_width) + volume * fall
+            reach = _step(hair.length + 2 * wave - canvas.y, 6)
+        else:
+            sides = _step(np.abs(canvas.x) - (0.975 + 0.003 * canvas.y) * self.outline, 3) * _step(4 - canvas.y, 16)
+            fall = _curve(canvas.y, [(-60, 0.8), (-30, 1), (-8, 0.8), (8, 0)])
+            outer = self.outline + volume * fall
+            reach = _step(6 - canvas.y, 6)
+        behind = (1 - self._bald[1]) * reach
+        mask = np.maximum(np.maximum(top, sides), behind) * _step(outer + 0.4 * wave - np.abs(canvas.x), 2)
+        return np.asarray(np.clip(mask, 0, 1), np.float32), outer, behind
+
+    def _extend(self, relief: Field, cover: Field) -> Field:
         """Continue the relief beyond the head, so that a turned head keeps the outline of `cover`."""
-        reach = 1.3 * self.canvas.scale
-        weight = self.cover**4
-        beyond = _blur(self.relief * weight, reach)
-        beyond /= _blur(weight, reach) + np.float32(1e-4)
-        self.relief = self.relief * weight + beyond * (1 - weight)
+        weight = cover**4
+        beyond = _blur(relief * weight, 1.3 * self.canvas.scale)
+        beyond /= _blur(weight, 1.3 * self.canvas.scale) + np.float32(1e-4)
+        return relief * weight + beyond * (1 - weight)
 
-    def _strands(self, rng: np.random.Generator) -> Field:
+    def _strands(self, hair: Hair, rng: np.random.Generator) -> Field:
         """Light and dark of strands that run from the parting down and around the head, or of curls."""
         canvas = self.canvas
-        if self.traits.hair_waves > 0.75:
+        if hair.waves > 0.75:
             return canvas.noise(rng, 60, 72)
         knots = _enlarge(rng.standard_normal((5, 160), np.float32), 640, 40)
-        parting = 60 * self.traits.hair_slope
+        parting = 60 * hair.slope
         around = np.arctan2(canvas.x - parting, canvas.y + 90) / np.pi + 0.5
         along = np.hypot(canvas.x - parting, canvas.y + 90) / 170
         across, down = (around * 639).astype(np.float32), (along * 39).astype(np.float32)
@@ -573,7 +590,7 @@ class Person:
         slope_y = cv2.Sobel(relief, cv2.CV_32F, 0, 1, ksize=3, scale=scale)
         hollow = relief - cv2.blur(relief, (int(11 * self.canvas.scale),) * 2)
         shape = seen(cv2.merge([slope_x, slope_y, hollow, self._shadow(relief, shot.light)]))
-        layers = seen(self.layers)
+        layers = seen(self._layers)
         radiance = _light(seen(reflectance), shape, layers[:, :, 1], shot)
         background = _background(self.size, rng)
         return _develop(background + layers[:, :, :1] * (radiance - background), shot, rng)
@@ -700,16 +717,12 @@ class Person:
         )
         lip_bottom = seam + gape + t.lower_lip * (1 - 0.15 * max(0.0, shot.smile)) * arc**0.85
         strength = float(np.clip(t.lip_colour, 0.1, 0.9))
-        red = self.skin * np.array([0.85, 0.55, 0.55]) * (1 - strength) + _BLOOD * strength * (
-            0.4 + 0.6 * self.skin[0]
-        )
+        red = self.skin * np.array([0.85, 0.55, 0.55]) * (1 - strength) + _BLOOD * strength * (0.4 + 0.6 * self.skin[0])
         line = np.stack([x, seam], axis=1)
         under = np.stack([x, seam + gape], axis=1)
         whole = np.concatenate([np.stack([x, lip_top], 1), np.stack([x, lip_bottom], 1)[::-1]])
         _paint(canvas, image, whole, red, 0.8, soft=0.45)
-        _paint(
-            canvas, image, np.concatenate([np.stack([x, lip_top], 1), line[::-1]]), 0.8 * red, 0.5, soft=0.3
-        )
+        _paint(canvas, image, np.concatenate([np.stack([x, lip_top], 1), line[::-1]]), 0.8 * red, 0.5, soft=0.3)
         if shot.mouth_open > 0.12:
             _paint(
                 canvas,
@@ -857,9 +870,7 @@ def _light(reflectance: Field, shape: Field, gloss: Field, shot: Shot) -> Field:
 
 def _background(size: int, rng: np.random.Generator) -> Field:
     base = rng.uniform(0.02, 0.6) * (1 + rng.normal(0, 0.1, 3))
-    knots = (base * np.exp(rng.normal(0, 0.45, (5, 5, 1)) + rng.normal(0, 0.06, (5, 5, 3)))).astype(
-        np.float32
-    )
+    knots = (base * np.exp(rng.normal(0, 0.45, (5, 5, 1)) + rng.normal(0, 0.06, (5, 5, 3)))).astype(np.float32)
     return np.clip(_enlarge(knots, size, size), 0, 1)
 
 

@@ -70,9 +70,7 @@ class FaceSet:
         """
         wanted = np.arange(len(self)) if indices is None else np.asarray(indices)
         if wanted.ndim != 1 or (wanted.size and not np.issubdtype(wanted.dtype, np.integer)):
-            raise DataError(
-                f"{self.name}: indices must be one row of integers, got {wanted.dtype} {wanted.shape}"
-            )
+            raise DataError(f"{self.name}: indices must be one row of integers, got {wanted.dtype} {wanted.shape}")
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             bad = wanted[(wanted < 0) | (wanted >= len(self))][0]
             raise DataError(f"{self.name}: there is no image {bad}; the set has 0..{len(self) - 1}")

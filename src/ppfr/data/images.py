@@ -64,9 +64,7 @@ def _is_cut_short(data: bytes) -> bool:
 def _fit(image: Images, size: int) -> Images:
     height, width = image.shape[:2]
     if height != width:
-        raise DataError(
-            f"{width} x {height} is not square, so not an aligned crop; align it to {size} x {size} first"
-        )
+        raise DataError(f"{width} x {height} is not square, so not an aligned crop; align it to {size} x {size} first")
     if height == size:
         return image
     how = cv2.INTER_AREA if height > size else cv2.INTER_LINEAR

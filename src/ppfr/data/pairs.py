@@ -219,9 +219,7 @@ def _paired(
 ) -> PairedImages:
     """Keep the pairs whose two images are good, renumber the images, account for the rest."""
     skipped = [
-        Skipped(name, str(image))
-        for name, image in zip(names, images, strict=True)
-        if isinstance(image, DataError)
+        Skipped(name, str(image)) for name, image in zip(names, images, strict=True) if isinstance(image, DataError)
     ]
     if strict and skipped:
         raise DataError(f"{path}: {len(skipped)} images refused under strict; {_say(skipped[0])}")

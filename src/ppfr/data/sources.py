@@ -92,18 +92,14 @@ def _list_folder(folder: Path) -> _Listing:
     paths: list[Path] = []
     people: list[str] = []
     skipped: list[Skipped] = []
-    for person in sorted(
-        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    ):
+    for person in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         found = sorted(file for file in person.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
             skipped.append(Skipped(str(person), "identity without images"))
         paths += found
         people += [person.name] * len(found)
     if not paths:
-        raise DataError(
-            f"{folder}: holds no images; expected {folder}/IDENTITY/IMAGE.jpg (or .png, .webp, ...)"
-        )
+        raise DataError(f"{folder}: holds no images; expected {folder}/IDENTITY/IMAGE.jpg (or .png, .webp, ...)")
     return _Listing(paths, people, skipped)
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ppfr.data.facemodel import Person, draw_shot, draw_traits
+from ppfr.data.facemodel import Person, draw_hair, draw_shot, draw_traits
 from ppfr.data.faceset import FaceSet, Indices
 from ppfr.data.images import FACE_SIZE, Images
 from ppfr.errors import DataError
@@ -22,6 +21,7 @@ from ppfr.errors import DataError
 SYNTHETIC = "synthetic"
 DEFAULTS = {"people": 200, "images": 20, "seed": 0}
 FEWEST_TEST_PEOPLE = 20
+OCCASIONS = 4
 
 
 class SyntheticFaces(FaceSet):
@@ -62,20 +62,22 @@ class SyntheticFaces(FaceSet):
 
     def _render(self, indices: Indices) -> Images:
         wanted = np.unique(indices[~self._done[indices]])
-        by_person = [
-            wanted[wanted // self._per_person == person] for person in np.unique(wanted // self._per_person)
-        ]
+        by_person = [wanted[wanted // self._per_person == person] for person in np.unique(wanted // self._per_person)]
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             list(pool.map(self._render_person, by_person))
         return self._pictures[indices]
 
-    def _render_person(self, indices: Sequence[int] | Indices) -> None:
+    def _render_person(self, indices: Indices) -> None:
         number = int(indices[0]) // self._per_person
-        person = Person(draw_traits(self._generator(number, 0)), self._generator(number, 1), self.size)
-        for index in indices:
-            rng = self._generator(number, 2, int(index) % self._per_person)
-            self._pictures[index] = person.photograph(draw_shot(rng), rng)
-            self._done[index] = True
+        traits = draw_traits(self._generator(number, 0))
+        person = Person(traits, self._generator(number, 1), self.size)
+        for occasion in range(OCCASIONS):
+            rng = self._generator(number, 2, occasion)
+            person.wear(draw_hair(traits, rng), rng)
+            for index in indices[indices % self._per_person % OCCASIONS == occasion]:
+                rng = self._generator(number, 3, int(index) % self._per_person)
+                self._pictures[index] = person.photograph(draw_shot(rng), rng)
+                self._done[index] = True
 
     def _generator(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([*self._seed, *key])
