@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+# two test processes on two cores: threads of their own would only get in each other's way
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

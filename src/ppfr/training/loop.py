@@ -276,10 +276,14 @@ class StageTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.optimizer.lr * group["scale"] * factor
         # every draw of a step follows from its number, so a resumed run repeats what an unbroken one would draw
-        draws = torch.Generator(self.device).manual_seed(
-            (self.recipe.seed * 101 + self.index) * 1_000_003 + step * self.ranks.world + self.ranks.rank
-        )
-        with torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+        seed = (self.recipe.seed * 101 + self.index) * 1_000_003 + step * self.ranks.world + self.ranks.rank
+        draws = torch.Generator(self.device).manual_seed(seed)
+        with (
+            torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
+            torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None),
+        ):
+            # dropout layers know only the global generator
+            torch.manual_seed(seed)
             outcome = self.stage.forward(images, labels, draws)
         losses = dict(outcome.losses)
         if self.distil_weight:
