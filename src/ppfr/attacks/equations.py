@@ -1,0 +1,213 @@
+"""What payloads say of their images under one hypothesis, joined with what is known of faces, and the solution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ppfr.attacks.affine import AffineClient, Survey, as_channels
+from ppfr.attacks.local import Factor, LocalOperator, LocalSystem, conjugate_gradients
+from ppfr.attacks.priors import FacePrior, clamp_planes, divergence, gradients
+from ppfr.methods.payload import Payload
+
+# rows whose channels are held in float64 at once
+_CHUNK = 16
+# neighbouring pixels tell much the same: ten count as one observation of the mean face
+_PIXEL_SHARE = 0.1
+# stiffness, per squared grey level, of the tie between an image and its copy inside the valid range
+_RANGE_TIE = 2e-3
+# an edge is pulled to zero by at most this share of a usual edge in one step
+_EDGE_STEP = 0.5
+_OVER_RELAXATION = 1.6
+# images that move by less than this in a step, in grey levels, have arrived
+_STILL = 0.01
+# values looked at to find a channel's quantiser, and how often each must occur in the mean to call it one
+_STEP_SAMPLE, _STEP_REPEATS = 2048, 4
+
+
+class Solver:
+    """Solves the normal equations of least squares with quadratic regularisation, for one weighted client.
+
+    Where every channel looks at near neighbours only, as after a block DCT, solutions are direct; elsewhere they take
+    at most `iterations` of preconditioned conjugate gradients. `known` is reused where its matrix is the same, as it is
+    for clients that differ in the order of their channels.
+    """
+
+    def __init__(
+        self,
+        client: AffineClient,
+        weights: list[Tensor],
+        prior: FacePrior,
+        iterations: int,
+        known: Solver | None,
+    ) -> None:
+        self.prior = prior
+        self.edge_steps = _EDGE_STEP * prior.gradient
+        self.edge_stiffness = 1 / (prior.gradient * self.edge_steps)
+        self._client, self._weights, self._iterations = client, weights, iterations
+        self._channels = sum(len(weight) for weight in weights)
+        self._operator = self._probe()
+        self._regular = self._regularise(LocalSystem(prior.mean, 1))
+        self._matrix: LocalSystem = self._approximation()
+        alike = known is not None and self._operator is not None and self._matrix.equals(known._matrix)
+        self.same_as = known if alike else None
+        self._factor: Factor = self.same_as._factor if self.same_as is not None else self._matrix.factor()
+
+    def solve(self, right: Tensor, start: Tensor) -> Tensor:
+        """The solution (B,3,H,W) for right-hand sides; iterative solutions begin at `start`."""
+        if self._operator is not None:
+            return self._factor.solve(right)
+        return conjugate_gradients(
+            lambda planes: self.adjoint(self._client.forward(planes)) + self._regular.apply(planes),
+            right,
+            start,
+            self._factor.solve,
+            self._iterations,
+        )
+
+    def adjoint(self, channels: list[Tensor]) -> Tensor:
+        """The transpose of the client times the weighted channels: planes (B,3,H,W)."""
+        weighted = [weight[:, None] * part for weight, part in zip(self._weights, channels, strict=True)]
+        if self._operator is None:
+            return self._client.adjoint(weighted)
+        return self._operator.adjoint(
+            torch.cat(weighted, dim=1).reshape(-1, self._channels, *self.prior.mean.shape[1:])
+        )
+
+    def sharpen(self, right: Tensor, start: Tensor, steps: int) -> Tensor:
+        """Planes (B,3,H,W) with total variation in place of quadratic edges, and within the valid range.
+
+        `right` are the right-hand sides and `start` their solutions. Edges and range are split from the least squares
+        by over-relaxed ADMM (Boyd et al., 2011, sections 3.4.3 and 6.4.1): each step solves the equations with the
+        image pulled towards shrunken edges and clamped pixels. Stops early when images no longer move.
+        """
+        mean, difference = self.prior.mean, start
+        limits = self.edge_steps[:, None, None]
+        edges: tuple[Tensor, ...] = gradients(mean + difference)
+        edge_duals = tuple(torch.zeros_like(part) for part in edges)
+        valid = clamp_planes(mean + difference)
+        valid_dual = torch.zeros_like(valid)
+        for _ in range(steps):
+            wanted = [z - u - m for z, u, m in zip(edges, edge_duals, gradients(mean), strict=True)]
+            pull = self.edge_stiffness[:, None, None] * divergence(*wanted)
+            pull += _RANGE_TIE * (valid - valid_dual - mean)
+            previous, difference = difference, self.solve(right + pull, difference)
+            if float((difference - previous).abs().mean((1, 2, 3)).max()) < _STILL:
+                break
+            planes = mean + difference
+            moved = [_relax(new, old) + u for new, old, u in zip(gradients(planes), edges, edge_duals, strict=True)]
+            edge_duals = tuple(part.clamp(-limits, limits) for part in moved)
+            edges = tuple(part - u for part, u in zip(moved, edge_duals, strict=True))
+            moved_planes = _relax(planes, valid) + valid_dual
+            valid = clamp_planes(moved_planes)
+            valid_dual = moved_planes - valid
+        return clamp_planes(mean + difference)
+
+    def _probe(self) -> LocalOperator | None:
+        """The client as stencils over one stack of channels, or None if it is not local."""
+        size = self.prior.mean.shape[1:]
+        if any(constant.shape[2] != size.numel() for constant in self._client.constant):
+            return None
+        return LocalOperator.probe(
+            lambda planes: torch.cat(self._client.forward(planes), dim=1).reshape(-1, self._channels, *size),
+            self.prior.mean,
+        )
+
+    def _approximation(self) -> LocalSystem:
+        """The whole matrix where the client is local; else the regularisation and the client's mean stiffness."""
+        if self._operator is not None:
+            return self._regularise(self._operator.gram(torch.cat(self._weights)))
+        coin = torch.randint(0, 2, self.prior.mean.shape, generator=torch.Generator().manual_seed(0))
+        signs = (2 * coin - 1).to(self.prior.mean)
+        system = self._regularise(LocalSystem(self.prior.mean, 1))
+        for plane in range(3):
+            alone = torch.zeros_like(signs)
+            alone[plane] = signs[plane]
+            stiffness = self.adjoint(self._client.forward(alone[None]))[0, plane] * signs[plane]
+            system.add(plane, plane, (0, 0), float(stiffness.mean().clamp_min(0)))
+        return system
+
+    def _regularise(self, system: LocalSystem) -> LocalSystem:
+        for plane in range(3):
+            spread = float(self.prior.deviation[plane])
+            system.add(plane, plane, (0, 0), _PIXEL_SHARE / spread**2 + _RANGE_TIE)
+            system.add_smoothness(plane, float(self.edge_stiffness[plane]))
+        return system
+
+
+class Equations:
+    """What payloads say of their images under one hypothesis; the unknown is an image's difference from the mean face.
+
+    `right` (B,3,H,W) are the right-hand sides of the normal equations and `start` their solutions; `misfit` (B,) is
+    the residual as a fraction of the payload's difference from the mean face's, and `noise_ratio` (B,) the residual
+    over the assumed noise: `precision` of each channel's usual strength, plus that of its quantiser if there is one.
+    `known` is a solver to reuse where its matrix is the same.
+    """
+
+    def __init__(
+        self,
+        client: AffineClient,
+        found: Survey,
+        payload: Payload,
+        prior: FacePrior,
+        *,
+        precision: float,
+        iterations: int,
+        known: Solver | None = None,
+    ) -> None:
+        self._client, self._found, self._payload = client, found, payload
+        self._weights = [self._weigh(name, precision) for name in client.names]
+        solver = Solver(client, self._weights, prior, iterations, known)
+        self.right = torch.cat([solver.adjoint(self._difference(rows)) for rows in self._chunks()])
+        self.start = solver.solve(self.right, torch.zeros_like(self.right))
+        self.misfit, self.noise_ratio = self._residuals(self.start)
+        self.solver = solver if solver.same_as is None else solver.same_as
+
+    def _weigh(self, name: str, precision: float) -> Tensor:
+        """One over the noise's variance, for each channel of a tensor (C,); zero for channels that never change."""
+        scale = self._found.scale[name]
+        steps = quantiser_steps(as_channels(self._payload[name][:_CHUNK]))
+        noise = (precision * scale).square() + steps.square() / 12
+        return torch.where(scale > 0, 1 / noise, torch.zeros_like(noise))
+
+    def _chunks(self) -> Iterator[slice]:
+        return (slice(first, first + _CHUNK) for first in range(0, len(self._payload), _CHUNK))
+
+    def _difference(self, rows: slice) -> list[Tensor]:
+        """What some payloads add to the mean face's."""
+        return [as_channels(self._payload[name][rows]) - self._found.average[name] for name in self._client.names]
+
+    def _residuals(self, solution: Tensor) -> tuple[Tensor, Tensor]:
+        misfits, ratios = [], []
+        for rows in self._chunks():
+            observed = self._difference(rows)
+            explained = self._client.forward(solution[rows])
+            left = self._energy([one - other for one, other in zip(observed, explained, strict=True)])
+            values = sum(part[0].numel() for part in observed)
+            misfits.append((left / self._energy(observed).clamp_min(1e-30)).sqrt())
+            ratios.append((left / values).sqrt())
+        return torch.cat(misfits), torch.cat(ratios)
+
+    def _energy(self, channels: list[Tensor]) -> Tensor:
+        """Sum of squares over the noise's variance, for each row."""
+        parts = [part.square().sum(2) @ weight for weight, part in zip(self._weights, channels, strict=True)]
+        return torch.stack(parts).sum(0)
+
+
+def quantiser_steps(channels: Tensor) -> Tensor:
+    """The step (C,) of the grid on which values of channels (B,C,N) lie; 0 for a channel that is not on a coarse one.
+
+    A channel counts as quantised when a sample of its values repeats itself often. The step is the median over images.
+    """
+    sample = channels[..., :: -(-channels.shape[2] // _STEP_SAMPLE)].sort(dim=2).values
+    gaps = sample.diff(dim=2)
+    distinct = (gaps > 0).sum(2) + 1
+    least = torch.where(gaps > 0, gaps, torch.full_like(gaps, float("inf"))).amin(2)
+    coarse = (distinct > 1) & (distinct * _STEP_REPEATS <= sample.shape[2])
+    return torch.where(coarse, least, torch.zeros_like(least)).median(0).values
+
+
+def _relax(new: Tensor, old: Tensor) -> Tensor:
+    return _OVER_RELAXATION * new + (1 - _OVER_RELAXATION) * old
