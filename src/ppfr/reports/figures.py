@@ -1,0 +1,247 @@
+"""Plots of accuracy against what leaks and what travels, as SVG to put into a page."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from ppfr.reports.wording import Bounds, percent, percent_range, scaled
+
+# colours that keep apart on white and on black and for colour-blind eyes (after Okabe and Ito), each with its own mark
+COLOURS = ("#1b7fc4", "#d9720d", "#149a72", "#b3589f", "#b59a00", "#4a5fd0", "#cf3f3f", "#58889c")
+MARKS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("p", "⬟"), ("X", "✖"))
+
+# stand-ins that the page's own colours replace, so that the plot follows light and dark
+_INK, _FAINT = "#010203", "#040506"
+_SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ppfr",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.linewidth": 0.8,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.5,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method in the plots; shares in [0, 1], None where not measured."""
+
+    title: str
+    style: int
+    accuracy: float | None
+    accuracy_bounds: Bounds | None = None
+    leak: float | None = None
+    leak_bounds: Bounds | None = None
+    ssim: float | None = None
+    ssim_bounds: Bounds | None = None
+    payload_bytes: float | None = None
+
+    @property
+    def colour(self) -> str:
+        """The colour of this method throughout the report."""
+        return COLOURS[self.style % len(COLOURS)]
+
+    @property
+    def mark(self) -> str:
+        """The mark of this method as a character."""
+        return MARKS[self.style % len(MARKS)][1]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A vertical line: where guessing or clear photos stand."""
+
+    at: float
+    label: str
+
+
+def leakage_plot(points: Sequence[Point], lines: Sequence[Line], mark: str = "") -> str:
+    """Pair accuracy over the share of people re-identified, with 95 % intervals; `mark` is written into the plot."""
+
+    def finish(axes: Axes) -> None:
+        axes.set_xlim(-0.04, 1.04)
+        axes.xaxis.set_major_formatter(FuncFormatter(_percent_tick))
+        axes.set_xlabel("people re-identified from their payload  (left is better)")
+        for line in lines:
+            axes.axvline(line.at, color=_INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+            right = line.at < 0.5
+            axes.annotate(
+                line.label,
+                (line.at, 0.03),
+                (4 if right else -4, 0),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                fontsize=8.5,
+            )
+
+    shown = [point for point in points if point.leak is not None]
+    return _plot(
+        "leakage",
+        "Accuracy against leakage",
+        shown,
+        lambda point: point.leak,
+        lambda point: point.leak_bounds,
+        lambda point: f"{percent(point.leak)} re-identified {_in_brackets(percent_range(point.leak_bounds))}",
+        finish,
+        mark,
+    )
+
+
+def likeness_plot(points: Sequence[Point], mark: str = "") -> str:
+    """Pair accuracy over the SSIM of what an attack recovered, for runs without a judge."""
+
+    def finish(axes: Axes) -> None:
+        axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.04)
+        axes.set_xlabel("SSIM of recovered images with the photos  (left is better)")
+
+    return _plot(
+        "likeness",
+        "Accuracy against likeness",
+        [point for point in points if point.ssim is not None],
+        lambda point: point.ssim,
+        lambda point: point.ssim_bounds,
+        lambda point: f"SSIM {point.ssim:.2f}",
+        finish,
+        mark,
+    )
+
+
+def bytes_plot(points: Sequence[Point], mark: str = "") -> str:
+    """Pair accuracy over the bytes that leave the client for one image."""
+
+    def finish(axes: Axes) -> None:
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        # at least a factor of ten in view, so that neighbours do not look like opposites
+        room = max(1.3, (10 * low / high) ** 0.5)
+        axes.set_xlim(low / room, high * room)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: scaled(value, "B", short=True)))
+        axes.set_xlabel("payload of one image, uncompressed  (left is better)")
+
+    return _plot(
+        "bytes",
+        "Accuracy against payload size",
+        [point for point in points if point.payload_bytes],
+        lambda point: point.payload_bytes,
+        lambda point: None,
+        lambda point: scaled(point.payload_bytes, "B"),
+        finish,
+        mark,
+    )
+
+
+def _plot(
+    name: str,
+    title: str,
+    points: Sequence[Point],
+    where: Callable[[Point], float | None],
+    interval: Callable[[Point], Bounds | None],
+    told: Callable[[Point], str],
+    finish: Callable[[Axes], None],
+    mark: str,
+) -> str:
+    """One plot; an empty string where no point has both coordinates."""
+    shown = [point for point in points if point.accuracy is not None and where(point) is not None]
+    if not shown:
+        return ""
+    with mpl.rc_context(_SETTINGS):
+        figure = Figure(figsize=(5.4, 3.9), layout="constrained")
+        axes = figure.subplots()
+        for index, point in enumerate(shown):
+            _draw_point(axes, point, where(point), interval(point), f"{name}-{index}")
+        finish(axes)
+        axes.set_ylim(*_accuracy_limits(shown))
+        axes.yaxis.set_major_formatter(FuncFormatter(_percent_tick))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.set_ylabel("pairs judged correctly  (up is better)")
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=3)
+        axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
+        if mark:
+            axes.set_title(mark, loc="right", fontsize=9)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    texts = [
+        f"{point.title}: {percent(point.accuracy)} of pairs "
+        f"{_in_brackets(percent_range(point.accuracy_bounds))}, {told(point)}"
+        for point in shown
+    ]
+    return _for_page(stream.getvalue(), name, f"{title}{' – ' + mark if mark else ''}", [_tidy(text) for text in texts])
+
+
+def _draw_point(axes: Axes, point: Point, x: float | None, interval: Bounds | None, gid: str) -> None:
+    assert x is not None and point.accuracy is not None
+    y, known = point.accuracy, point.accuracy_bounds
+    if known is not None:
+        axes.plot([x, x], [min(known.low, y), max(known.high, y)], color=point.colour, linewidth=1.6, alpha=0.75)
+    if interval is not None:
+        axes.plot([min(interval.low, x), max(interval.high, x)], [y, y], color=point.colour, linewidth=1.6, alpha=0.75)
+    shape = MARKS[point.style % len(MARKS)][0]
+    (drawn,) = axes.plot([x], [y], marker=shape, markersize=8.5, color=point.colour, linestyle="", zorder=3)
+    drawn.set_gid(gid)
+
+
+def _accuracy_limits(points: Sequence[Point]) -> tuple[float, float]:
+    """From below the lowest interval to above the highest, at least ten points apart and never far above 100 %."""
+    edges = [edge for point in points for edge in (point.accuracy, *(point.accuracy_bounds or ())) if edge is not None]
+    low, high = min(edges), max(edges)
+    room = max(0.02, 0.15 * (high - low))
+    low, high = low - room, min(high + room, 1.01)
+    return min(low, high - 0.1), high
+
+
+def _percent_tick(value: float, _: int) -> str:
+    return percent(value, 0 if abs(100 * value - round(100 * value)) < 1e-6 else 1)
+
+
+def _in_brackets(text: str) -> str:
+    return f"({text})" if text else ""
+
+
+def _tidy(text: str) -> str:
+    return " ".join(text.split()).replace(" ,", ",")
+
+
+def _for_page(svg: str, name: str, title: str, texts: Sequence[str]) -> str:
+    """Cut what only files need, take the page's colours, and tell those who cannot see the plot what it shows."""
+    body = svg[svg.index("<svg") :]
+    # the style sheet would reach the whole page, which has these two rules for plots itself
+    body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL).replace("xlink:href=", "href=")
+    opening, rest = body.split(">", 1)
+    view = re.search(r'viewBox="[^"]*"', opening)
+    assert view is not None
+    rest = rest.replace(_INK, "currentColor").replace(_FAINT, "var(--rule)")
+    # element names are shared by all plots of a page, and so would be their ids
+    rest = re.sub(rf'\b(id="|href="#|url\(#)(?!{name}-)', rf"\g<1>{name}-", rest)
+    for index, text in enumerate(texts):
+        place = f'<g id="{name}-{index}">'
+        rest = rest.replace(place, f"{place}<title>{html.escape(text)}</title>", 1)
+    return (
+        f'<svg class="plot" {view.group()} role="img" aria-labelledby="{name}-title {name}-desc">'
+        f'<title id="{name}-title">{html.escape(title)}</title>'
+        f'<desc id="{name}-desc">{html.escape("; ".join(texts))}</desc>{rest}'
+    )

@@ -1,0 +1,138 @@
+"""Numbers and verdicts in words, for readers who know machine learning but not this field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+THIN = "\N{NARROW NO-BREAK SPACE}"
+MISSING = "—"
+
+
+class Bounds(NamedTuple):
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+
+def number(values: Mapping[str, Any] | None, key: str) -> float | None:
+    """A finite number of a mapping, or None where it is absent or was not measured."""
+    value = None if values is None else values.get(key)
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def bounds(values: Mapping[str, Any] | None, key: str) -> Bounds | None:
+    """The interval of a figure: `KEY_low` and `KEY_high`, or `KEY_interval`; None where it is absent."""
+    if values is None:
+        return None
+    low, high = number(values, f"{key}_low"), number(values, f"{key}_high")
+    if low is None or high is None:
+        interval = values.get(f"{key}_interval")
+        if not interval:
+            return None
+        low, high = float(interval[0]), float(interval[1])
+    return Bounds(low, high)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.915 as `91.5 %`."""
+    return MISSING if share is None else f"{100 * share:.{digits}f}{THIN}%"
+
+
+def percent_range(interval: Bounds | None, digits: int = 1) -> str:
+    """An interval of shares as `90.1–92.8 %`, or nothing."""
+    if interval is None:
+        return ""
+    return f"{100 * interval.low:.{digits}f}–{100 * interval.high:.{digits}f}{THIN}%"
+
+
+def plain(value: float | None, digits: int, unit: str = "") -> str:
+    """A number with its unit."""
+    return MISSING if value is None else f"{value:.{digits}f}{THIN + unit if unit else ''}"
+
+
+def plain_range(interval: Bounds | None, digits: int, unit: str = "") -> str:
+    """An interval of numbers with their unit, or nothing."""
+    if interval is None:
+        return ""
+    between = " to " if interval.low < 0 else "–"
+    return f"{interval.low:.{digits}f}{between}{interval.high:.{digits}f}{THIN + unit if unit else ''}"
+
+
+def scaled(value: float | None, unit: str = "", *, short: bool = False) -> str:
+    """1354752 with unit B as `1.35 MB`: three digits and a decimal prefix; with `short` 1000000 is `1 MB`."""
+    if value is None:
+        return MISSING
+    size = float(value)
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(size) < 999.5 or prefix == "T":
+            break
+        size /= 1000
+    digits = 0 if not prefix or abs(size) >= 99.95 else 1 if abs(size) >= 9.995 else 2
+    shown = f"{size:.3g}" if short else f"{size:.{digits}f}"
+    return f"{shown}{THIN}{prefix}{unit}".rstrip(THIN)
+
+
+def milliseconds(value: float | None) -> str:
+    """A latency with three digits."""
+    if value is None:
+        return MISSING
+    return f"{value:.{max(0, min(2, 2 - math.floor(math.log10(max(value, 1e-3)))))}f}{THIN}ms"
+
+
+def duration(seconds: float | None) -> str:
+    """725 as `12 min 5 s`."""
+    if seconds is None:
+        return MISSING
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours}{THIN}h {minutes}{THIN}min"
+    return f"{minutes}{THIN}min {rest}{THIN}s" if minutes else f"{rest}{THIN}s"
+
+
+def recognition_verdict(row: Mapping[str, Any]) -> str:
+    """What the pair accuracy says, in a sentence."""
+    accuracy = number(row, "pair_accuracy")
+    if accuracy is None:
+        return "How well it recognises people was not measured."
+    interval = bounds(row, "accuracy")
+    known = f"95{THIN}% interval {percent_range(interval)}; " if interval else ""
+    return f"Judges {percent(accuracy)} of photo pairs correctly ({known}guessing: 50{THIN}%)."
+
+
+def leakage_verdict(row: Mapping[str, Any], leakage: Mapping[str, Any] | None) -> str:
+    """What the attack's outcome says, in a sentence or two."""
+    leak, ceiling, chance = number(row, "leak_rank1"), number(row, "ceiling_rank1"), number(leakage, "chance")
+    likeness = number(row, "ssim")
+    if leak is None:
+        if likeness is None:
+            return "No attack was run, so nothing is known here about what the payload gives away."
+        return (
+            f"What the attack recovers resembles the photos with SSIM {likeness:.2f}. No judge was given, so how many "
+            "people it identifies is not known."
+        )
+    against = []
+    if interval := bounds(leakage, "rank1"):
+        against.append(f"95{THIN}% interval {percent_range(interval)}")
+    if ceiling is not None:
+        against.append(f"from clear photos {percent(ceiling)}")
+    if chance is not None:
+        against.append(f"by guessing {percent(chance)}")
+    told = f" ({'; '.join(against)})" if against else ""
+    sentence = f"Of the people whose payload an attacker got, {percent(leak)} are re-identified{told}."
+    return f"{sentence} {_reading(number(leakage, 'privacy'))}".strip()
+
+
+def _reading(privacy: float | None) -> str:
+    if privacy is None:
+        return ""
+    if privacy < 0.1:
+        return "Against this attacker the payload hides nobody: it gives away about as much as the photo."
+    if privacy < 0.5:
+        return "Against this attacker the payload hides few people."
+    if privacy < 0.9:
+        return "Against this attacker the payload hides some people and exposes others."
+    return "This attack mostly fails here, which is no proof that a better one would."
