@@ -226,7 +226,11 @@ class DuetFace(Method):
         trunk = backbone.build(3 * len(SERVER_FREQUENCIES), generator)
         own = backbone.name if isinstance(trunk, MobileFaceNet) else "mobilefacenet"
         client = build_backbone(
-            options.client_backbone or own, in_channels=3 * len(CLIENT_FREQUENCIES), generator=generator
+            options.client_backbone or own,
+            in_channels=3 * len(CLIENT_FREQUENCIES),
+            embedding_size=backbone.embedding_size,
+            width=backbone.width,
+            generator=generator,
         )
         if not isinstance(client, MobileFaceNet):
             raise MethodError(

@@ -167,7 +167,9 @@ class PartialFace(Method):
             return TrainingStep(server({"channels": self._channels(images, kinds)}))
 
         def sample(images: Tensor, generator: torch.Generator) -> TrunkInput:
-            kinds = torch.randint(SUBSETS * ORDERS, (len(images),), generator=generator)
+            # all kinds in turn, from a random one on: each expert gets its share of every batch
+            first = torch.randint(SUBSETS * ORDERS, (1,), generator=generator)
+            kinds = (torch.arange(len(images)) + first) % (SUBSETS * ORDERS)
             features = server.trunk_input({"channels": self._channels(images, kinds)})
             return TrunkInput(features, kinds if self.options.stem == "gated" else None)
 

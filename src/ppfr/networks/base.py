@@ -80,7 +80,7 @@ class Backbone(nn.Module, ABC):
         `after_stage(stage, features)` is called after the last block of stages 0 to 3 with features shaped as
         in `stage_shapes`; what it returns takes the place of the features. Raises ShapeError.
         """
-        x = self.stem(self.crop(x))
+        x = self.stem(self._fit(x))
         for index, block in enumerate(self.blocks):
             x = block(x)
             if after_stage is not None and index in self._stage_of_block:
@@ -98,7 +98,7 @@ class Backbone(nn.Module, ABC):
                 f"block indices {sorted(indices)} asked of {self.name}; expected one or more of "
                 f"0..{len(self._block_outputs) - 1}"
             )
-        x = self.stem(self.crop(x))
+        x = self.stem(self._fit(x))
         features = []
         for index, block in enumerate(self.blocks[: max(indices) + 1]):
             x = block(x)
@@ -121,16 +121,25 @@ class Backbone(nn.Module, ABC):
         return first, second, third, fourth
 
     def crop(self, x: Tensor) -> Tensor:
-        """Cut `x`, (B, in_channels, H, W), to the columns the network reads; ShapeError for other sizes."""
+        """Cut (B, any channels, H, W) to the columns that the network reads; ShapeError for other sizes."""
         height, width = self.input_size
-        if x.ndim == 4 and x.shape[1] == self.in_channels:
-            if x.shape[2] == height and x.shape[3] == width:
+        if x.ndim == 4 and x.shape[2] == height:
+            if x.shape[3] == width:
                 return x
-            if width < height and x.shape[2] == height and x.shape[3] == height:
+            if width < height == x.shape[3]:
                 left = (height - width) // 2
                 return x[..., left : left + width]
+        raise self._misfit(x)
+
+    def _fit(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise self._misfit(x)
+        return self.crop(x)
+
+    def _misfit(self, x: Tensor) -> ShapeError:
+        height, width = self.input_size
         square = f" or (B, {self.in_channels}, {height}, {height})" if width < height else ""
-        raise ShapeError(
+        return ShapeError(
             f"{self.name} got input of shape {tuple(x.shape)}; expected "
             f"(B, {self.in_channels}, {height}, {width}){square}"
         )

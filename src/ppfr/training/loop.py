@@ -32,6 +32,8 @@ from ppfr.training.run import Run
 from ppfr.training.warmstart import align_experts, can_warm_start, warm_start
 
 _LOG_EVERY = 10
+# images at least that calibrate a stage and fit its first layer
+_LEAST_SAMPLE = 144
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 
 
@@ -195,9 +197,10 @@ class StageTrainer:
         """Calibrate the stage on a sample and start warm from the teacher where possible; returns what was done."""
         stage = self.stage
         generator = torch.Generator().manual_seed(self.recipe.seed * 7919 + 500 + self.index)
-        count = min(self.recipe.warm_start_images, len(self.faces))
-        chosen = torch.randperm(len(self.faces), generator=generator)[:count].tolist()
-        images = to_tensor(self.faces.images(sorted(chosen)))
+        chosen = torch.randperm(len(self.faces), generator=generator)[: self.recipe.warm_start_images]
+        # a tiny set is used several times over, so that every kind of payload is seen
+        chosen = chosen.repeat(-(-_LEAST_SAMPLE // len(chosen)))
+        images = to_tensor(self.faces.images(chosen.numpy()))
         self.method.eval().cpu()
         notes: dict[str, Any] = {}
         if stage.calibrate is not None:
@@ -296,7 +299,7 @@ class StageTrainer:
         total = torch.stack(list(losses.values())).sum()
         if not bool(torch.isfinite(total)):
             raise RecipeError(
-                f"stage {self.stage.name!r}: the loss is {float(total)} at step {step}; lower "
+                f"stage {self.stage.name!r}: the loss is {total.item():g} at step {step}; lower "
                 f"training.optimizer.lr (now {self.settings.optimizer.lr:g}) or set precision=fp32"
             )
         self.optimizer.zero_grad(set_to_none=True)

@@ -16,8 +16,8 @@ from ppfr.networks import Backbone, Recogniser
 from ppfr.networks.gated import GatedConv2d
 
 _BATCH = 32
-# positions per image that enter the normal equations: neighbouring patches say nearly the same
-_POSITIONS = 128
+# patch values per image that enter the normal equations, whose cost grows with the square of a patch's length
+_PATCH_VALUES = 400_000
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,14 @@ class WarmStart:
 
 
 def can_warm_start(trunk: Backbone, teacher: Recogniser) -> bool:
-    """True when the teacher is a network of the trunk's own kind, so that its weights have a place there."""
-    return teacher.backbone is not None and type(teacher.backbone) is type(trunk)
+    """True when the teacher is a network of the trunk's own kind and width, so that its weights have a place there."""
+    source = teacher.backbone
+    return (
+        source is not None
+        and type(source) is type(trunk)
+        and source.first_layer.out_channels == trunk.first_layer.out_channels
+        and source.input_size == trunk.input_size
+    )
 
 
 @torch.no_grad()
@@ -54,9 +60,8 @@ def warm_start(
     trunk, source = stage.trunk, teacher.backbone
     if trunk is None or stage.trunk_input is None or source is None or not can_warm_start(trunk, teacher):
         raise CheckpointError(
-            f"stage {stage.name!r} cannot start warm: its trunk is {type(trunk).__name__}, the teacher "
-            f"{type(source).__name__ if source is not None else 'an ONNX graph without named weights'}; "
-            "set backbone.name=auto with a PyTorch teacher, or warm_start=false"
+            f"stage {stage.name!r} cannot start warm: its trunk is {_describe(trunk)}, the teacher "
+            f"{_describe(source)}; set backbone.name=auto with a PyTorch teacher, or warm_start=false"
         )
     taken, left = _copy_matching(source, trunk)
 
@@ -78,6 +83,8 @@ def align_experts(stage: Stage, images: Tensor, generator: torch.Generator) -> f
     """
     assert stage.trunk is not None
     filters = torch.randn(stage.trunk.first_layer.out_channels, 3, 3, 3, generator=generator) / 27**0.5
+    # payloads without low frequencies show no brightness, so the common target must not ask for it
+    filters -= filters.mean(dim=(2, 3), keepdim=True)
 
     def target(batch: Tensor) -> Tensor:
         trunk = stage.trunk
@@ -86,6 +93,12 @@ def align_experts(stage: Stage, images: Tensor, generator: torch.Generator) -> f
 
     explained, _ = fit_first_layer(stage, target, images, generator)
     return explained
+
+
+def _describe(network: Backbone | None) -> str:
+    if network is None:
+        return "an ONNX graph without named weights"
+    return f"{network.name} (width {network.width:g}, input {network.input_size[0]}x{network.input_size[1]})"
 
 
 def _copy_matching(source: nn.Module, trunk: nn.Module) -> tuple[int, list[str]]:
@@ -169,7 +182,7 @@ def fit_first_layer(
             features = features * layer.channel_scale[kinds][:, :, None, None]
         wanted = target(batch).float().flatten(2)
         patches = F.unfold(features, layer.kernel_size, padding=layer.padding, stride=layer.stride)  # type: ignore[arg-type]
-        chosen = torch.randperm(wanted.shape[2], generator=generator)[:_POSITIONS]
+        chosen = torch.randperm(wanted.shape[2], generator=generator)[: _PATCH_VALUES // size]
         patches, wanted = patches[:, :, chosen], wanted[:, :, chosen]
         for kind in torch.unique(kinds).tolist():
             rows = kinds == kind
