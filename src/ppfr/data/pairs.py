@@ -16,11 +16,13 @@ import numpy.typing as npt
 from ppfr.data.binfile import read_bin
 from ppfr.data.faceset import Indices, Skipped
 from ppfr.data.images import FACE_SIZE, Images, Source, decode_image, read_images
-from ppfr.data.sources import holds_splits, open_faces, open_splits, read_csv
+from ppfr.data.sources import read_csv
 from ppfr.errors import DataError
 from ppfr.files import atomic_write
 
 PAIR_COLUMNS = ("path_a", "path_b", "same")
+# sets up to this many images list all their pairs (two million)
+_LISTED_IMAGES = 2000
 _TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -58,31 +60,13 @@ class PairedImages(NamedTuple):
     images: Images
 
 
-def open_pairs(
-    source: Source,
-    *,
-    size: int = FACE_SIZE,
-    strict: bool = False,
-    genuine: int = 3000,
-    impostor: int = 3000,
-    seed: int = 0,
-) -> PairedImages:
-    """Open anything that can be verified on: an InsightFace `.bin`, a pair list, or a labelled set.
+def open_pairs(source: Source, *, size: int = FACE_SIZE, strict: bool = False) -> PairedImages:
+    """Open a file that brings its own pairs: an InsightFace `.bin`, or a CSV with the columns path_a, path_b, same.
 
-    A CSV with the columns path_a, path_b, same is a pair list. From a labelled set pairs are drawn by
-    `draw_pairs`: from its test people if it holds a training and a test set, else from all. Raises DataError.
+    Raises DataError.
     """
     path = Path(source)
-    if path.suffix.lower() == ".bin":
-        return load_bin(path, size=size, strict=strict)
-    if path.suffix.lower() == ".csv" and path.is_file() and is_pair_list(path):
-        return read_pairs(path, size=size, strict=strict)
-    if holds_splits(source):
-        faces = open_splits(source, size=size, strict=strict)[1]
-    else:
-        faces = open_faces(source, size=size, strict=strict)
-    pairs = draw_pairs(faces.labels, genuine=genuine, impostor=impostor, seed=seed, name=faces.name)
-    return PairedImages(pairs, faces.images())
+    return (load_bin if path.suffix.lower() == ".bin" else read_pairs)(path, size=size, strict=strict)
 
 
 # ------------------------------------------------------------------------------------------------ drawing
@@ -93,8 +77,8 @@ def draw_pairs(
 ) -> PairSet:
     """Draw pairs from labelled images, the same ones for the same labels, numbers and seed.
 
-    Genuine pairs are drawn uniformly and without repetition from all pairs of two images of one person, then
-    impostor pairs likewise from all pairs of images of two people, by `numpy.random.default_rng(seed)`. No
+    People count alike, however many photos they have: a genuine pair is two photos of a person drawn uniformly,
+    an impostor pair one photo each of two such people, by `numpy.random.default_rng(seed)`. No pair is drawn twice, no
     image is paired with itself. The two kinds are interleaved evenly, so that each of 10 contiguous folds has
     its share of both; people do appear in several folds (as in any random draw: the folds choose a threshold
     and nothing else). Where the set has fewer pairs than asked for, both numbers shrink in proportion, so
@@ -108,23 +92,21 @@ def draw_pairs(
             "expected labels (N,) and at least one pair"
         )
     order = np.argsort(known, kind="stable")
-    ranked = known[order]
-    own_end = np.searchsorted(ranked, ranked, side="right")
-    after = np.arange(1, len(ranked) + 1)
-    everyone = np.full(len(ranked), len(ranked))
-    # an image's partners are one stretch of the ranked images: its person's rest, or all later people
-    stretches = {"genuine": (after, own_end, genuine), "impostor": (own_end, everyone, impostor)}
+    photos = np.unique(known, return_counts=True)[1]
+    available = {
+        "genuine": int((photos * (photos - 1) // 2).sum()),
+        "impostor": int((photos.sum() ** 2 - (photos**2).sum()) // 2),
+    }
     share = 1.0
-    for kind, (start, end, wanted) in stretches.items():
-        available = int((end - start).sum())
-        if wanted and not available:
+    for kind, wanted in (("genuine", genuine), ("impostor", impostor)):
+        if wanted and not available[kind]:
             need = "two images of one person" if kind == "genuine" else "two people"
             raise DataError(f"no {kind} pair among {len(known)} images; expected at least {need}")
-        share = min(share, available / wanted) if wanted else share
+        share = min(share, available[kind] / wanted) if wanted else share
     rng = np.random.default_rng(seed)
     drawn = [
-        order[_draw(start, end, max(1, int(share * wanted)) if wanted else 0, rng)]
-        for start, end, wanted in stretches.values()
+        order[_draw(photos, max(1, int(share * wanted)) if wanted else 0, rng, own=own)]
+        for wanted, own in ((genuine, True), (impostor, False))
     ]
     both = np.concatenate(drawn, axis=1)
     same = np.arange(both.shape[1]) < drawn[0].shape[1]
@@ -134,13 +116,38 @@ def draw_pairs(
     return PairSet(name, both[0][mixed], both[1][mixed], same[mixed])
 
 
-def _draw(start: Indices, end: Indices, count: int, rng: np.random.Generator) -> Indices:
-    """Draw `count` different pairs i, j with start[i] <= j < end[i], uniformly, as (2, count)."""
-    total = np.cumsum(end - start)
-    rank = rng.choice(int(total[-1]), size=count, replace=False) if count else np.empty(0, np.int64)
-    first = np.searchsorted(total, rank, side="right")
-    second = end[first] - (total[first] - rank)
-    return np.stack([first, second]).astype(np.int64)
+def _draw(photos: Indices, count: int, rng: np.random.Generator, *, own: bool) -> Indices:
+    """Draw `count` different pairs (2, count) of images in the order of their people, who have `photos` (K,) each.
+
+    Pairs that came up before are drawn again, which takes long where nearly all are wanted: small sets list every pair
+    and take those of the smallest exponential keys, the same draw in one step (Efraimidis and Spirakis 2006).
+    """
+    first_photo = np.cumsum(photos) - photos
+    if int(photos.sum()) <= _LISTED_IMAGES:
+        owner = np.repeat(np.arange(len(photos)), photos)
+        first, second = np.triu_indices(len(owner), 1)
+        kept = (owner[first] == owner[second]) == own
+        first, second = first[kept], second[kept]
+        ways = photos * (photos - 1) // 2
+        weight = 1 / ways[owner[first]] if own else 1 / (photos[owner[first]] * photos[owner[second]])
+        keys = rng.exponential(size=len(first)) / weight
+        chosen = np.argsort(keys, kind="stable")[:count]
+        return np.stack([first[chosen], second[chosen]]).astype(np.int64)
+    seen: dict[tuple[int, int], None] = {}
+    able = np.flatnonzero(photos >= 2) if own else np.arange(len(photos))
+    while len(seen) < count:
+        size = 2 * (count - len(seen))
+        person = able[rng.integers(len(able), size=size)]
+        other = person if own else able[rng.integers(len(able), size=size)]
+        first = first_photo[person] + rng.integers(photos[person])
+        second = first_photo[other] + rng.integers(photos[other])
+        valid = (first != second) if own else (person != other)
+        for pair in zip(
+            np.minimum(first, second)[valid].tolist(), np.maximum(first, second)[valid].tolist(), strict=True
+        ):
+            seen.setdefault(pair)
+    pairs = np.array(list(seen)[:count], np.int64).reshape(-1, 2)
+    return np.ascontiguousarray(pairs.T)
 
 
 # ------------------------------------------------------------------------------------------------ pair lists
