@@ -24,18 +24,12 @@ def test_primaries_have_the_values_of_the_jfif_formula() -> None:
     primaries = 255 * torch.eye(3, dtype=torch.float64)[None, :, None]  # red, green and blue pixels in a row
     luma, blue_chroma, red_chroma = rgb_to_ycbcr(primaries)[0, :, 0]
     torch.testing.assert_close(luma, 255 * torch.tensor([0.299, 0.587, 0.114]).double(), atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        blue_chroma, torch.tensor([84.97232, 43.52765, 255.5]).double(), atol=1e-4, rtol=0
-    )
-    torch.testing.assert_close(
-        red_chroma, torch.tensor([255.5, 21.23463, 107.26541]).double(), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(blue_chroma, torch.tensor([84.97232, 43.52765, 255.5]).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(red_chroma, torch.tensor([255.5, 21.23463, 107.26541]).double(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.float64, 1e-12)])
-def test_round_trip_keeps_values_and_dtype(
-    dtype: torch.dtype, atol: float, generator: torch.Generator
-) -> None:
+def test_round_trip_keeps_values_and_dtype(dtype: torch.dtype, atol: float, generator: torch.Generator) -> None:
     images = 400 * torch.rand(2, 4, 3, 9, 11, generator=generator, dtype=dtype) - 70
     there = rgb_to_ycbcr(images)
     torch.testing.assert_close(ycbcr_to_rgb(there), images, atol=atol, rtol=0)

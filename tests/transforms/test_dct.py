@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,13 +32,20 @@ def random_coefficients(size: Sequence[int], seed: int, count: int = 64) -> Tens
     return 100 * torch.randn(2, 3, count, *size, dtype=torch.float64, generator=generator)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Everything here is small: on a busy machine, threads that wait for each other would take the most time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # The oracle: enlarge, convert, cut into blocks, and let SciPy take their DCT.
 
 
 def oracle(images: Tensor, *, raw_range: bool = False) -> Tensor:
-    large = interpolate(
-        images if raw_range else (images + 1) / 2, scale_factor=8, mode="bilinear", align_corners=True
-    )
+    large = interpolate(images if raw_range else (images + 1) / 2, scale_factor=8, mode="bilinear", align_corners=True)
     batch, _, height, width = images.shape
     blocks = (rgb_to_ycbcr(255 * large) - 128).reshape(batch, 3, height, 8, width, 8).numpy()
     spectrum = torch.from_numpy(dctn(blocks, axes=(3, 5), norm="ortho"))
@@ -168,9 +175,7 @@ def test_subsets_match_recorded_values(golden: Any) -> None:
 def test_permuted_subset_of_each_image_matches_recorded_values(golden: Any) -> None:
     g = golden("partialface_subsets.npz")
     order = g["train_frequency_order"].astype(int)
-    batch = torch.cat(
-        [block_dct(image[None], row) for image, row in zip(norm(g["images"]), order, strict=True)]
-    )
+    batch = torch.cat([block_dct(image[None], row) for image, row in zip(norm(g["images"]), order, strict=True)])
     frequency = order[g["train_pos"][:, 0], g["train_pos"][:, 1] % 9]
     assert_golden(at(batch.flatten(1, 2), g["train_pos"]), g["train_batch"], frequency, g["frequency_atol"])
 
@@ -190,9 +195,7 @@ def test_client_and_server_split_match_recorded_values(golden: Any) -> None:
 
 @quick
 @given(SIZES, SUBSETS, st.booleans())
-def test_a_subset_is_those_channels_of_the_whole(
-    size: tuple[int, int], subset: list[int], raw_range: bool
-) -> None:
+def test_a_subset_is_those_channels_of_the_whole(size: tuple[int, int], subset: list[int], raw_range: bool) -> None:
     images = random_images(size, len(subset))
     whole = block_dct(images, raw_range=raw_range)
     part = block_dct(images, subset, raw_range=raw_range)
@@ -364,19 +367,13 @@ def test_bad_frequencies_are_refused(frequencies: Any, message: str) -> None:
         inverse_block_dct(torch.zeros(1, 3, 2, 16, 16), frequencies)
 
 
-@pytest.mark.parametrize(
-    "shape", [(), (3, 16, 16), (1, 1, 16, 16), (1, 3, 7, 16), (1, 3, 16, 7), (1, 16, 16, 3)]
-)
+@pytest.mark.parametrize("shape", [(), (3, 16, 16), (1, 1, 16, 16), (1, 3, 7, 16), (1, 3, 16, 7), (1, 16, 16, 3)])
 def test_wrong_image_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        ShapeError, match=r"images have shape .*; expected \(B, 3, H, W\), H and W at least 8"
-    ):
+    with pytest.raises(ShapeError, match=r"images have shape .*; expected \(B, 3, H, W\), H and W at least 8"):
         block_dct(torch.zeros(shape))
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 3, 64, 8, 8), (1, 3, 2, 7, 8), (3, 2, 8, 8), (1, 6, 8, 8), (1, 2, 3, 8, 8)]
-)
+@pytest.mark.parametrize("shape", [(1, 3, 64, 8, 8), (1, 3, 2, 7, 8), (3, 2, 8, 8), (1, 6, 8, 8), (1, 2, 3, 8, 8)])
 def test_wrong_coefficient_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=r"expected \(B, 3, 2, H, W\) for 2 frequencies"):
         inverse_block_dct(torch.zeros(shape), [1, 2])

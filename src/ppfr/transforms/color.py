@@ -37,23 +37,23 @@ def split_luma_chroma(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     This is the linear part of `rgb_to_ycbcr`.
     """
     red, green, blue = images.unbind(-3)
-    luma = _RED * red + _GREEN * green + _BLUE * blue
+    luma = (_RED * red).add_(green, alpha=_GREEN).add_(blue, alpha=_BLUE)
     return luma, (blue - luma) / _CB_SCALE, (red - luma) / _CR_SCALE
 
 
 def join_luma_chroma(luma: Tensor, blue_chroma: Tensor, red_chroma: Tensor) -> Tensor:
     """The inverse of `split_luma_chroma`: RGB (..., 3, H, W) of three planes (..., H, W)."""
-    red = luma + _CR_SCALE * red_chroma
-    blue = luma + _CB_SCALE * blue_chroma
-    green = (luma - _RED * red - _BLUE * blue) / _GREEN
-    return torch.stack([red, green, blue], dim=-3)
+    images = torch.stack([luma, luma, luma], dim=-3)
+    red, green, blue = images.select(-3, 0), images.select(-3, 1), images.select(-3, 2)
+    red.add_(red_chroma, alpha=_CR_SCALE)
+    green.sub_(red_chroma, alpha=_CR_SCALE * _RED / _GREEN).sub_(blue_chroma, alpha=_CB_SCALE * _BLUE / _GREEN)
+    blue.add_(blue_chroma, alpha=_CB_SCALE)
+    return images
 
 
 def _checked(images: Tensor) -> Tensor:
     if images.ndim < 3 or images.shape[-3] != 3:
         raise ShapeError(f"images have shape {tuple(images.shape)}; expected (..., 3, H, W)")
     if not images.is_floating_point():
-        raise ShapeError(
-            f"images have dtype {images.dtype}; expected values in [0, 255] as floats: call .float()"
-        )
+        raise ShapeError(f"images have dtype {images.dtype}; expected values in [0, 255] as floats: call .float()")
     return images

@@ -6,15 +6,15 @@ channel. Frequency f = 8 * v + u is the vertical frequency v with the horizontal
 mean of the block. (Mi et al., DuetFace, ACM MM 2022, section 3; the public TFace code.)
 
 How it is computed: without enlarging anything. The chain is linear and separable: channel (v, u) of a plane X
-is M_v X M_u^T. M_u is tridiagonal, because block i of an enlarged line lies between its neighbouring pixels.
+is M_v X M_u^T. M_u is tridiagonal, as block i of an enlarged line lies between the neighbours of pixel i.
 With ahead[i] = x[i + 1] - x[i] and behind[i] = x[i] - x[i - 1], frequency u of a line x is
 
-    (M_u x)[i] = mean_u * x[i] + slope_u[i] * (ahead + behind)[i] + bend_u[i] * (ahead - behind)[i]
+    (M_u x)[i] = mean_u * x[i] + ahead_u[i] * ahead[i] + behind_u[i] * behind[i]
 
-The symmetry of the cosines leaves little of this. mean_u is zero unless u = 0; slope_u is zero for the other
-even u, and the same at all pixels for odd u. So most channels take one or two passes over memory instead of
-three, and as differences come first, the tiny high frequencies keep their digits. There are no matrix
-products here, which autocast, TF32 and other reduced-precision modes would degrade.
+mean_u is zero unless u = 0. The symmetry of the cosines makes behind_u = -ahead_u for the other even u, which
+therefore need a single product, with ahead - behind. So a channel takes one or two passes over memory, and as
+differences come first, the tiny high frequencies keep their digits. There are no matrix products here, which
+autocast, TF32 and other reduced-precision modes would degrade.
 
 The inverse shrinks by 8, corners aligned. Both taps of an output pixel then lie in that pixel's own block, so
 the pixel is a sum of the 64 channels at one position, weighted by tap_v[row] * tap_u[column].
@@ -27,7 +27,7 @@ import operator
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -43,11 +43,10 @@ _MIDDLE = 128.0  # what JPEG subtracts so that samples lie around zero
 
 # Planes are worked on in groups, so that the temporaries stay in the processor's cache (on a GPU: so that
 # they stay small beside the output). This is the size of one temporary.
-_GROUP_BYTES_CPU = 1536 << 10
+_GROUP_BYTES_CPU = 768 << 10
 _GROUP_BYTES_OTHER = 64 << 20
 
 _Linear: TypeAlias = Callable[[Tensor], Tensor]
-_Parts: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 def block_dct(images: Tensor, frequencies: Iterable[int] | None = None, *, raw_range: bool = False) -> Tensor:
@@ -70,16 +69,14 @@ def block_dct(images: Tensor, frequencies: Iterable[int] | None = None, *, raw_r
     if len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < BLOCK:
         raise ShapeError(f"images have shape {shape}; expected (B, 3, H, W), H and W at least {BLOCK}")
     scale, middle = (255.0, 0.0) if raw_range else (127.5, 127.5)
-    luma, blue_chroma, red_chroma = split_luma_chroma(_at_least_float32("images", images) * scale)
-    planes = torch.stack([luma + (middle - _MIDDLE), blue_chroma, red_chroma], dim=1).flatten(0, 1)
+    planes = torch.stack(split_luma_chroma(_at_least_float32("images", images)), dim=1).mul_(scale)
+    planes[:, 0].add_(middle - _MIDDLE)
     plan = _plan(chosen, planes)
-    channels = _linear(planes, plan.analyse, plan.analyse_adjoint)
+    channels = _linear(planes.flatten(0, 1), plan.analyse, plan.analyse_adjoint)
     return channels.view(shape[0], 3, len(chosen), *shape[2:])
 
 
-def inverse_block_dct(
-    coefficients: Tensor, frequencies: Iterable[int] | None = None, clamp: bool = True
-) -> Tensor:
+def inverse_block_dct(coefficients: Tensor, frequencies: Iterable[int] | None = None, clamp: bool = True) -> Tensor:
     """RGB images (B, 3, H, W) in [0, 1] of block-DCT coefficients (B, 3, F, H, W) as `block_dct` makes them.
 
     `frequencies` says which of 0..63 the F channels are, in their order (None: all 64); absent ones count as
@@ -99,8 +96,8 @@ def inverse_block_dct(
     plan = _plan(chosen, channels)
     planes = _linear(channels, plan.synthesise, plan.synthesise_adjoint)
     luma, blue_chroma, red_chroma = planes.view(shape[0], 3, *shape[3:]).unbind(1)
-    images = join_luma_chroma(luma + _MIDDLE, blue_chroma, red_chroma) / 255
-    return images.clamp(0, 1) if clamp else images
+    images = join_luma_chroma(luma, blue_chroma, red_chroma).add_(_MIDDLE).div_(255)
+    return images.clamp_(0, 1) if clamp else images
 
 
 def frequency_matrix(
@@ -149,33 +146,81 @@ class _LinearMap(torch.autograd.Function):
         return _linear(tangent, ctx.function, ctx.adjoint)
 
 
+class _Line:
+    """Lines of pixels along `dim` with the steps to their neighbours; a step off either end is zero."""
+
+    def __init__(self, pixels: Tensor, dim: int) -> None:
+        size = pixels.shape[dim]
+        shape = list(pixels.shape)
+        shape[dim] = size + 1
+        steps = pixels.new_empty(shape)
+        steps.select(dim, 0).zero_()
+        steps.select(dim, size).zero_()
+        self.pixels, self.ahead, self.behind = pixels, steps.narrow(dim, 1, size), steps.narrow(dim, 0, size)
+        self._inner = steps.narrow(dim, 1, size - 1)
+        self._next, self._previous = pixels.narrow(dim, 1, size - 1), pixels.narrow(dim, 0, size - 1)
+        self._curvature = torch.empty_like(pixels)
+        self._curvature_is_stale = True
+
+    def update(self) -> Self:
+        """Take account of new values of the pixels."""
+        torch.sub(self._next, self._previous, out=self._inner)
+        self._curvature_is_stale = True
+        return self
+
+    @property
+    def curvature(self) -> Tensor:
+        if self._curvature_is_stale:
+            torch.sub(self.ahead, self.behind, out=self._curvature)
+            self._curvature_is_stale = False
+        return self._curvature
+
+
+class _LineAdjoint:
+    """Where the transposes of a `_Line`'s parts add up."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.pixels, self.ahead, self.behind, self.curvature = (torch.zeros_like(like) for _ in range(4))
+
+    def total(self, dim: int) -> Tensor:
+        """The pixels' share of all parts; to be called once."""
+        size = self.pixels.shape[dim]
+        ahead = self.ahead.add_(self.curvature).narrow(dim, 0, size - 1)
+        behind = self.behind.sub_(self.curvature).narrow(dim, 1, size - 1)
+        steps = ahead + behind
+        self.pixels.narrow(dim, 1, size - 1).add_(steps)
+        self.pixels.narrow(dim, 0, size - 1).sub_(steps)
+        return self.pixels
+
+
 class _Band(NamedTuple):
     """Weights along one axis for n frequencies of one kind, shaped to broadcast over (..., n, H, W)."""
 
     channels: slice  # where the n frequencies lie among the F channels
     mean: float
-    slope: Tensor | None  # None: zero
-    bend: Tensor
+    ahead: Tensor
+    behind: Tensor | None  # None: the negative of ahead
     tap: Tensor
 
-    def apply(self, parts: _Parts, out: Tensor) -> None:
-        """Write the n frequencies of lines whose `_differences` are given."""
-        lines, sums, differences = parts
-        torch.mul(differences, self.bend, out=out)
-        if self.slope is not None:
-            out.addcmul_(sums, self.slope)
+    def apply(self, line: _Line, out: Tensor) -> None:
+        """Write the n frequencies of lines."""
+        if self.behind is None:
+            torch.mul(line.curvature, self.ahead, out=out)
+        else:
+            torch.mul(line.ahead, self.ahead, out=out).addcmul_(line.behind, self.behind)
         if self.mean:
-            out.add_(lines, alpha=self.mean)
+            out.add_(line.pixels, alpha=self.mean)
 
-    def apply_adjoint(self, coefficients: Tensor, out: _Parts) -> None:
-        """Add to the three parts what n channels of coefficients contribute."""
-        lines, sums, differences = out
+    def apply_adjoint(self, coefficients: Tensor, out: _LineAdjoint) -> None:
+        """Add what n channels of coefficients contribute."""
         for index, channel in enumerate(torch.split(coefficients, 1, dim=-3)):
-            differences.addcmul_(channel, self.bend[index])
-            if self.slope is not None:
-                sums.addcmul_(channel, self.slope[index])
+            if self.behind is None:
+                out.curvature.addcmul_(channel, self.ahead[index])
+            else:
+                out.ahead.addcmul_(channel, self.ahead[index])
+                out.behind.addcmul_(channel, self.behind[index])
             if self.mean:
-                lines.add_(channel, alpha=self.mean)
+                out.pixels.add_(channel, alpha=self.mean)
 
     def shrink(self, coefficients: Tensor, out: Tensor) -> None:
         """Add the samples of n channels of coefficients that shrinking keeps."""
@@ -198,34 +243,38 @@ class _Plan(NamedTuple):
         """Planes to channels: `block_dct` but for the colours."""
         channels = _empty((len(planes), self.channels, *planes.shape[1:]), planes)
         for source, target in self._groups(planes[:, None], channels):
-            column_parts = _differences(source, -1)
-            line = torch.empty_like(source)
-            for horizontal, verticals in self.bands:
-                horizontal.apply(column_parts, out=line)
-                row_parts = _differences(line, -2)
-                for vertical in verticals:
-                    vertical.apply(row_parts, out=target[:, vertical.channels])
+            self._analyse_group(source, target)
         return channels
+
+    def _analyse_group(self, source: Tensor, target: Tensor) -> None:
+        columns = _Line(source, -1).update()
+        rows = _Line(torch.empty_like(source), -2)
+        for horizontal, verticals in self.bands:
+            horizontal.apply(columns, out=rows.pixels)
+            rows.update()
+            for vertical in verticals:
+                vertical.apply(rows, out=target[:, vertical.channels])
 
     def analyse_adjoint(self, channels: Tensor) -> Tensor:
         """Channels to planes, by the transpose of `analyse`."""
         planes = channels.new_empty(len(channels), 1, *channels.shape[2:])
         for target, source in self._groups(planes, channels):
-            column_parts = _zero_parts(target)
+            columns = _LineAdjoint(target)
             for horizontal, verticals in self.bands:
-                row_parts = _zero_parts(target)
+                rows = _LineAdjoint(target)
                 for vertical in verticals:
-                    vertical.apply_adjoint(source[:, vertical.channels], out=row_parts)
-                horizontal.apply_adjoint(_differences_adjoint(row_parts, -2), out=column_parts)
-            target.copy_(_differences_adjoint(column_parts, -1))
+                    vertical.apply_adjoint(source[:, vertical.channels], out=rows)
+                horizontal.apply_adjoint(rows.total(-2), out=columns)
+            target.copy_(columns.total(-1))
         return planes[:, 0]
 
     def synthesise(self, channels: Tensor) -> Tensor:
         """Channels to planes: `inverse_block_dct` but for the colours."""
         planes = channels.new_zeros(len(channels), 1, *channels.shape[2:])
         for target, source in self._groups(planes, channels):
+            line = torch.empty_like(target)
             for horizontal, verticals in self.bands:
-                line = torch.zeros_like(target)
+                line.zero_()
                 for vertical in verticals:
                     vertical.shrink(source[:, vertical.channels], out=line)
                 horizontal.shrink(line, out=target)
@@ -244,34 +293,6 @@ class _Plan(NamedTuple):
 
     def _groups(self, planes: Tensor, channels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(torch.split(planes, self.group), torch.split(channels, self.group), strict=True)
-
-
-def _differences(lines: Tensor, dim: int) -> _Parts:
-    """Lines, and the sums and differences of the steps ahead and behind; a step off either end is zero."""
-    size = lines.shape[dim]
-    shape = list(lines.shape)
-    shape[dim] = size + 1
-    steps = lines.new_empty(shape)
-    steps.select(dim, 0).zero_()
-    steps.select(dim, size).zero_()
-    inner = steps.narrow(dim, 1, size - 1)
-    torch.sub(lines.narrow(dim, 1, size - 1), lines.narrow(dim, 0, size - 1), out=inner)
-    ahead, behind = steps.narrow(dim, 1, size), steps.narrow(dim, 0, size)
-    return lines, ahead + behind, ahead - behind
-
-
-def _differences_adjoint(parts: _Parts, dim: int) -> Tensor:
-    """The transpose of `_differences`; overwrites and returns the first part."""
-    lines, sums, differences = parts
-    inner = lines.shape[dim] - 1
-    steps = (sums + differences).narrow(dim, 0, inner) + (sums - differences).narrow(dim, 1, inner)
-    lines.narrow(dim, 1, inner).add_(steps)
-    lines.narrow(dim, 0, inner).sub_(steps)
-    return lines
-
-
-def _zero_parts(like: Tensor) -> _Parts:
-    return torch.zeros_like(like), torch.zeros_like(like), torch.zeros_like(like)
 
 
 def _plan(frequencies: tuple[int, ...], like: Tensor) -> _Plan:
@@ -326,14 +347,12 @@ def _band(run: list[tuple[int, int]], size: int, dim: int, device: torch.device,
         return torch.from_numpy(shaped).to(device=device, dtype=dtype)
 
     ahead, behind = (weights[frequencies] for weights in _step_weights(size))
-    slope = (ahead + behind) / 2
-    if frequencies != [0]:
-        slope = slope[:, :1]  # the same at all pixels
+    is_mean, is_even = frequencies == [0], frequencies[0] % 2 == 0
     return _Band(
         channels=slice(channels[0], channels[-1] + 1, step),
-        mean=_MEAN if frequencies == [0] else 0.0,
-        slope=tensor(slope) if frequencies == [0] or frequencies[0] % 2 else None,
-        bend=tensor((ahead - behind) / 2),
+        mean=_MEAN if is_mean else 0.0,
+        ahead=tensor(ahead),
+        behind=None if is_even and not is_mean else tensor(behind),
         tap=tensor(_taps(size)[frequencies]),
     )
 
@@ -383,9 +402,7 @@ def _checked_frequencies(frequencies: Iterable[int] | None) -> tuple[int, ...]:
     try:
         chosen = tuple(operator.index(frequency) for frequency in frequencies)
     except TypeError as error:
-        raise ShapeError(
-            f"frequencies are {frequencies!r}; expected a list of whole numbers in 0..63"
-        ) from error
+        raise ShapeError(f"frequencies are {frequencies!r}; expected a list of whole numbers in 0..63") from error
     if not chosen:
         raise ShapeError("frequencies are empty; expected at least one of 0..63, or None for all")
     outside = [frequency for frequency in chosen if not 0 <= frequency < FREQUENCIES]
