@@ -27,6 +27,7 @@ class _Unprotected(Method):
     """A deterministic client and a plain recogniser behind it."""
 
     client_channels: ClassVar[int]
+    meaning: ClassVar[str]
     scaled: ClassVar[bool]
 
     def __init__(self, options: MethodOptions, backbone: BackboneSpec, generator: torch.Generator) -> None:
@@ -37,7 +38,7 @@ class _Unprotected(Method):
     @property
     def schema(self) -> PayloadSchema:
         shape = (self.client_channels, *self.input_size)
-        return PayloadSchema(self.info.name, {"channels": TensorSpec(shape, self.info.title)})
+        return PayloadSchema(self.info.name, {"channels": TensorSpec(shape, self.meaning)})
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)
@@ -77,6 +78,7 @@ class ArcFace(_Unprotected):
         protects=False,
     )
     client_channels = 3
+    meaning = "the image itself, RGB in [-1, 1]"
     scaled = False
 
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -95,6 +97,7 @@ class ArcFaceFD(_Unprotected):
         departures="channels are divided by their root mean square on the training set before the first layer",
     )
     client_channels = 192
+    meaning = "all 64 frequencies of Y, Cb, Cr, colour-major"
     scaled = True
 
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

@@ -1,0 +1,269 @@
+"""The main job: train protected recognisers, measure what they recognise, cost and leak, and write one report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ppfr.attacks.base import create_attack
+from ppfr.attacks.leakage import Leakage, Trial, try_attack
+from ppfr.data.faceset import FaceSet
+from ppfr.data.images import to_tensor
+from ppfr.data.sources import open_splits
+from ppfr.data.synthetic import is_synthetic
+from ppfr.errors import AttackError, MethodError
+from ppfr.evaluation.cost import Cost, measure_cost
+from ppfr.evaluation.evaluate import evaluate_pairs
+from ppfr.evaluation.verification import Verification
+from ppfr.files import atomic_path
+from ppfr.methods import Method, create, method_class
+from ppfr.methods.files import load_method
+from ppfr.networks import Preprocessing, Recogniser
+from ppfr.progress import console, progress_callback
+from ppfr.reports.pictures import describe_payload, payload_picture
+from ppfr.reports.report import MethodResult, Report, write_report, write_summary
+from ppfr.training.distillation import teacher_targets
+from ppfr.training.loop import run_record, train
+from ppfr.training.recipe import Recipe, load_recipe
+from ppfr.training.run import Run, versions
+
+DEFAULT_METHODS = ("arcface", "partialface", "duetface")
+# people whose payload is attacked, and how many of them the report shows
+ATTACKED, SHOWN = 59, 6
+# clear faces of other people that the attacker may learn from
+PUBLIC_FACES = 1024
+COST_IMAGES = 8
+
+
+@dataclass
+class Quickstart:
+    """Settings of one `ppfr quickstart`; `run` does the job and can be repeated after a stop.
+
+    Without a teacher an unprotected recogniser is trained first and teaches the others.
+    """
+
+    data: str
+    out: Path
+    teacher: Recogniser | None = None
+    judge: Recogniser | None = None
+    methods: Sequence[str] = DEFAULT_METHODS
+    profile: str = "quick"
+    seed: int = 0
+    strict: bool = False
+    device: str = "cpu"
+    command: str = "ppfr quickstart"
+    warnings: list[str] = field(default_factory=list)
+
+    def run(self) -> list[MethodResult]:
+        """Train, evaluate and attack every method, then write `summary.json` and `report.html`; returns the results."""
+        for name in self.methods:
+            method_class(name)
+        faces, test = open_splits(self.data, strict=self.strict, seed=self.seed)
+        for split in (faces, test):
+            for skipped in split.skipped:
+                self.warnings.append(f"{skipped.path}: {skipped.reason}")
+        teacher = self.teacher
+        if teacher is None:
+            teacher = self._own_teacher(faces)
+        self._check_judge(teacher)
+        targets = self._targets(teacher, faces)
+        results = []
+        for name in self.methods:
+            console.print(f"[bold]{name}[/bold]")
+            method = self._train(name, faces, teacher, targets)
+            results.append(self._measure(method, faces, test))
+            # written after every method: a stop loses nothing that is done
+            self._write(results, faces, test, teacher)
+        return results
+
+    # --- training -----------------------------------------------------------------------------------------------
+    def _own_teacher(self, faces: FaceSet) -> Recogniser:
+        """Train the unprotected baseline on the labels alone and let it teach."""
+        run = Run(self.out / "runs" / "teacher")
+        recipe = load_recipe("arcface", profile=self.profile, overrides={"seed": self.seed})
+        method = self._train_run(run, recipe, None, faces, None, None)
+        return own_recogniser(method, run.model_file)
+
+    def _train(self, name: str, faces: FaceSet, teacher: Recogniser, targets: Tensor) -> Method:
+        recipe = load_recipe(name, profile=self.profile, taught=True, overrides={"seed": self.seed})
+        architecture = teacher.architecture if teacher.backbone is not None else None
+        if architecture is not None and recipe.backbone.name == "auto" and teacher.backbone is not None:
+            width = teacher.backbone.width
+            size = teacher.embedding_size
+            recipe = load_recipe(
+                name,
+                profile=self.profile,
+                taught=True,
+                overrides={"seed": self.seed, "backbone": {"width": width, "embedding_size": size}},
+            )
+        return self._train_run(Run(self.out / "runs" / name), recipe, architecture, faces, teacher, targets)
+
+    def _train_run(
+        self,
+        run: Run,
+        recipe: Recipe,
+        architecture: str | None,
+        faces: FaceSet,
+        teacher: Recogniser | None,
+        targets: Tensor | None,
+    ) -> Method:
+        if run.finished:
+            run.begin(recipe, run_record(recipe.method, faces, teacher), resume=True)
+            return load_method(run.folder)
+        method = create(recipe.method, recipe.backbone_spec(architecture), recipe.seed, **recipe.options)
+        return train(
+            method,
+            recipe,
+            faces,
+            run,
+            teacher=teacher,
+            targets=targets,
+            resume=run.recipe_file.exists(),
+            device=self.device,
+        )
+
+    def _targets(self, teacher: Recogniser, faces: FaceSet) -> Tensor:
+        """The teacher's embeddings of the training faces, kept in OUT/cache: every method needs the same."""
+        names = hashlib.sha256(json.dumps(faces.names).encode()).hexdigest()
+        key = hashlib.sha256(f"{teacher.sha256} {teacher.preprocessing} {faces.name} {names}".encode()).hexdigest()
+        path = self.out / "cache" / f"targets-{key[:16]}.safetensors"
+        if not path.exists():
+            targets = teacher_targets(teacher, faces)
+            with atomic_path(path) as temporary:
+                save_file({"targets": targets}, temporary)
+        return load_file(path)["targets"]
+
+    def _check_judge(self, teacher: Recogniser) -> None:
+        if self.judge is not None and self.judge.sha256 == teacher.sha256:
+            raise MethodError(
+                f"--judge {self.judge.name} is the teacher itself; a judge must be a recogniser that neither the "
+                "method nor the attack was trained with"
+            )
+
+    # --- measuring ----------------------------------------------------------------------------------------------
+    def _measure(self, method: Method, faces: FaceSet, test: FaceSet) -> MethodResult:
+        """Accuracy, cost and leakage of one trained method on people it never saw."""
+        name = method.info.name
+        with progress_callback(f"{name}: embedding") as progress:
+            accuracy = evaluate_pairs(method, test, seed=self.seed, progress=progress)
+        sample = to_tensor(test.images(range(min(COST_IMAGES, len(test)))))
+        generator = torch.Generator().manual_seed(self.seed)
+        cost = measure_cost(method, sample, generator)
+        notes = [method.info.departures] if method.info.departures else []
+        trial: Trial | None = None
+        try:
+            with progress_callback(f"{name}: linear inversion") as progress:
+                trial = try_attack(
+                    create_attack("linear-inversion"),
+                    method,
+                    test,
+                    judge=self.judge,
+                    public=to_tensor(faces.images(_spread(len(faces), PUBLIC_FACES))),
+                    people=ATTACKED,
+                    seed=self.seed,
+                    progress=progress,
+                )
+        except AttackError as error:
+            notes.append(f"linear inversion does not apply: {error}")
+        shown = range(min(SHOWN, len(test))) if trial is None else trial.search.probes[:SHOWN]
+        originals = test.images(shown)
+        payload = method.protect(to_tensor(originals), generator) if trial is None else trial.payload
+        record = Run(self.out / "runs" / name).read_record()
+        return MethodResult(
+            method=name,
+            title=method.info.title,
+            paper=method.info.paper,
+            row=_row(name, accuracy, cost, None if trial is None else trial.leakage, record),
+            verification=accuracy.to_dict(),
+            cost=cost.to_dict(),
+            leakage=None if trial is None else trial.leakage.to_dict(),
+            originals=list(originals),
+            seen=[payload_picture(payload, row) for row in range(len(originals))],
+            recovered=None if trial is None else _to_uint8(trial.recovery.images[:SHOWN]),
+            notes=notes,
+            seen_caption=describe_payload(payload),
+        )
+
+    def _write(self, results: list[MethodResult], faces: FaceSet, test: FaceSet, teacher: Recogniser) -> None:
+        data = {
+            "name": str(self.data),
+            "people": len(faces.identities),
+            "images": len(faces),
+            "test_people": len(test.identities),
+            "test_images": len(test),
+            "synthetic": is_synthetic(self.data),
+        }
+        taught = f"{teacher.name} ({teacher.architecture}; {teacher.preprocessing})"
+        if self.teacher is None:
+            taught = "the unprotected recogniser of this run, trained on the labels alone"
+        report = Report(
+            title="Privacy-preserving face recognition: what it recognises, costs and leaks",
+            data=data,
+            teacher=taught,
+            judge=None if self.judge is None else f"{self.judge.name} ({self.judge.preprocessing})",
+            results=results,
+            command=self.command,
+            seed=self.seed,
+            versions=versions(),
+            warnings=self.warnings,
+        )
+        write_summary(results, self.out / "summary.json")
+        write_report(report, self.out / "report.html")
+
+
+def own_recogniser(method: Method, file: Path) -> Recogniser:
+    """A trained unprotected method as a teacher for others."""
+    backbone = getattr(method.server, "backbone", None)
+    if method.info.protects or backbone is None:
+        raise MethodError(
+            f"{method.info.name} sees payloads, not images, so it cannot teach; give an unprotected method"
+        )
+    return Recogniser(
+        name=f"{method.info.name} run",
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        architecture=backbone.name,
+        embedding_size=backbone.embedding_size,
+        preprocessing=Preprocessing(source="ppfr run"),
+        network=backbone,
+    )
+
+
+def _row(
+    name: str, accuracy: Verification, cost: Cost, leakage: Leakage | None, record: dict[str, Any]
+) -> dict[str, Any]:
+    """One line of summary.json; None where nothing was measured."""
+    return {
+        "method": name,
+        "pair_accuracy": accuracy.accuracy,
+        "accuracy_low": accuracy.accuracy_low,
+        "accuracy_high": accuracy.accuracy_high,
+        "leak_rank1": None if leakage is None else leakage.rank1,
+        "ceiling_rank1": None if leakage is None else leakage.ceiling_rank1,
+        "ssim": None if leakage is None else leakage.ssim,
+        "payload_bytes": cost.payload_bytes_raw,
+        "client_ms": cost.client_ms,
+        "server_ms": cost.server_ms,
+        "train_seconds": record.get("train_seconds"),
+    }
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of `count` indices, evenly spaced."""
+    return [int(index) for index in np.unique(np.linspace(0, count - 1, min(count, wanted)).round())]
+
+
+def _to_uint8(images: Tensor) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+    pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+    return list(pixels.cpu().numpy())
+
+
+__all__ = ["DEFAULT_METHODS", "Quickstart", "own_recogniser"]

@@ -1,0 +1,205 @@
+"""The command line as a user types it, on synthetic faces, to the files it leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import ppfr
+from ppfr.cli import main
+
+TINY = "synthetic:people=14,images=4"
+FAST = [
+    "--profile",
+    "quick",
+    "--set",
+    "training.epochs=1",
+    "--set",
+    "backbone.width=0.125",
+    "--set",
+    "backbone.embedding_size=16",
+    "--set",
+    "training.batch_size=8",
+    "--set",
+    "warm_start_images=36",
+]
+
+
+def ppfr_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run `ppfr ARGUMENTS` in this process; returns the exit status."""
+    monkeypatch.setattr("sys.argv", ["ppfr", *map(str, arguments)])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PartialFace run, trained once for all tests here."""
+    folder = tmp_path_factory.mktemp("runs") / "partialface"
+    with pytest.MonkeyPatch.context() as patch:
+        assert ppfr_command(patch, "train", "partialface", "--data", TINY, "--out", folder, *FAST) == 0
+    return folder
+
+
+def photo(path: Path, seed: int = 0, size: int = 112) -> Path:
+    noise = np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), cv2.GaussianBlur(noise, (0, 0), 4))
+    return path
+
+
+def test_training_leaves_a_run_folder(run: Path) -> None:
+    assert {file.name for file in run.iterdir()} == {
+        "recipe.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "secrets.safetensors",
+        "tensorboard",
+    }
+    assert ppfr.load(run).info.name == "partialface"
+
+
+def test_evaluate_prints_json(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ppfr_command(monkeypatch, "evaluate", run, "--data", TINY, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["method"] == "partialface"
+    assert 0 <= result["verification"]["accuracy_low"] <= result["verification"]["accuracy"] <= 1
+    assert result["cost"]["payload_bytes_raw"] == 27 * 112 * 112 * 4
+
+
+def test_evaluate_prints_for_people(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ppfr_command(monkeypatch, "evaluate", run / "model.safetensors", "--data", TINY) == 0
+    assert "PartialFace" in capsys.readouterr().out
+
+
+def test_protect_writes_payloads_and_pictures(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = [photo(tmp_path / "in" / "a.png", 1), photo(tmp_path / "in" / "b" / "a.png", 2)]
+    assert ppfr_command(monkeypatch, "protect", run, tmp_path / "in", "--out", tmp_path / "sent", "--seed", 3) == 0
+    sent = sorted(file.name for file in (tmp_path / "sent").iterdir())
+    assert sent == ["a-0.png", "a-0.safetensors", "a-1.png", "a-1.safetensors"]
+    method = ppfr.load(run)
+    payload = ppfr.Payload.load(tmp_path / "sent" / "a-0.safetensors", method.schema)
+    assert method.embed(payload).shape == (1, 16)
+    assert len(photos) == 2
+
+
+def test_fresh_draws_differ(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a seed two payloads of one photo come from the system's entropy: 18 kinds, so ten rarely agree."""
+    image = photo(tmp_path / "a.png")
+    contents = set()
+    for number in range(10):
+        out = tmp_path / str(number)
+        assert ppfr_command(monkeypatch, "protect", run, image, "--out", out) == 0
+        contents.add((out / "a.safetensors").read_bytes())
+    assert len(contents) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nofacenet", "--data", TINY, "--out", "x"], "no recipe 'nofacenet'; built in: arcface"),
+        (["train", "arcface", "--data", "nowhere", "--out", "x"], "nowhere"),
+        (
+            ["train", "arcface", "--data", TINY, "--out", "x", "--set", "training.epoks=1"],
+            "training.epoks: Extra inputs are not permitted",
+        ),
+        (["train", "arcface", "--data", TINY, "--out", "x", "--teacher", "gone.pt"], "gone.pt"),
+        (["evaluate", "nowhere", "--data", TINY], "nowhere does not exist; give a run folder"),
+        (["quickstart", "--methods", "nofacenet"], "no method 'nofacenet'"),
+        (["recipes", "nofacenet"], "no recipe 'nofacenet'"),
+    ],
+)
+def test_mistakes_get_one_clear_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ppfr_command(monkeypatch, *arguments) == 1
+    text = capsys.readouterr().err
+    assert message in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_broken_photo_is_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    assert ppfr_command(monkeypatch, "protect", run, tmp_path / "broken.jpg", "--out", tmp_path / "out") == 1
+    assert "broken.jpg" in capsys.readouterr().err
+
+
+def test_broken_images_are_skipped_and_counted_or_fatal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for person in range(10):
+        for image in range(3):
+            photo(tmp_path / "data" / str(person) / f"{image}.png", 10 * person + image)
+    (tmp_path / "data" / "0" / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+    arguments = ["train", "arcface", "--data", tmp_path / "data", *FAST]
+    assert ppfr_command(monkeypatch, *arguments, "--out", tmp_path / "strict", "--strict") == 1
+    assert "torn.jpg" in capsys.readouterr().err
+    assert ppfr_command(monkeypatch, *arguments, "--out", tmp_path / "run") == 0
+    assert "torn.jpg" in capsys.readouterr().err
+
+
+def test_methods_and_recipes_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ppfr_command(monkeypatch, "methods", "--json") == 0
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert listed["partialface"]["secrets"] == ["subsets", "orders"]
+    assert ppfr_command(monkeypatch, "methods") == 0
+    assert ppfr_command(monkeypatch, "recipes") == 0
+    assert "duetface" in capsys.readouterr().out
+    assert ppfr_command(monkeypatch, "recipes", "duetface", "--profile", "paper") == 0
+    assert "method: duetface" in capsys.readouterr().out
+
+
+def test_quickstart_writes_summary_and_report_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["quickstart", "--data", TINY, "--methods", "arcface,partialface", "--out", tmp_path]
+    assert ppfr_command(monkeypatch, *arguments) == 0
+    rows = json.loads((tmp_path / "summary.json").read_text())
+    assert [row["method"] for row in rows] == ["arcface", "partialface"]
+    assert set(rows[0]) == {
+        "method",
+        "pair_accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "leak_rank1",
+        "ceiling_rank1",
+        "ssim",
+        "payload_bytes",
+        "client_ms",
+        "server_ms",
+        "train_seconds",
+    }
+    # the unprotected image comes back as it is; PartialFace's only in part
+    assert rows[0]["ssim"] > 0.99 > rows[1]["ssim"]
+    report = (tmp_path / "report.html").read_text()
+    assert "synthetic" in report.lower()
+    trained = (tmp_path / "runs" / "partialface" / "model.safetensors").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "runs" / "arcface")
+    assert ppfr_command(monkeypatch, *arguments) == 0
+    assert (tmp_path / "runs" / "partialface" / "model.safetensors").stat().st_mtime_ns == trained
+    assert (tmp_path / "runs" / "arcface" / "model.safetensors").exists()
+
+
+def test_help_teaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ([], ["quickstart"], ["train"], ["evaluate"], ["protect"], ["methods"], ["recipes"]):
+        assert ppfr_command(monkeypatch, *command, "--help") == 0
+    assert "Public recogniser" in capsys.readouterr().out
