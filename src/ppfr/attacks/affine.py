@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,24 +12,28 @@ from ppfr.attacks.priors import FacePrior, clamp_planes, to_images
 from ppfr.errors import AttackError
 from ppfr.methods.base import Hypothesis
 
-_CHUNK = 16
+# images and channels held in float64 at once
+_CHUNK, _CHANNELS = 8, 32
+# channels that vary by less than this share of the strongest one's variation do not vary
+_DEAD = 1e-9
 _MIX = 0.3
 # float32 rounding leaves an affine client within 1e-5 of affine, relative to its channels' variation
 _AFFINE_TOLERANCE = 1e-3
 
 
 def as_channels(tensor: Tensor) -> Tensor:
-    """A payload tensor as float64 (B,C,N); one without a channel axis has a single channel."""
-    return tensor.double().flatten(2) if tensor.ndim > 2 else tensor.double().reshape(len(tensor), 1, -1)
+    """A payload tensor as (B,C,N); one without a channel axis has a single channel."""
+    return tensor.flatten(2) if tensor.ndim > 2 else tensor.reshape(len(tensor), 1, -1)
 
 
 @dataclass(frozen=True)
 class Survey:
     """How a hypothesis answers typical faces.
 
-    `deviation[name]` is how far a tensor is from affine in the image (0 for an affine one, infinite for one that is
-    constant or not of floats), `average[name]` what the mean face gives (C,N), `scale[name]` (C,) the root mean square
-    of what other faces add to that, `profile[name]` the logarithm of the same for each sample (n,C).
+    `deviation[name]` is how far a tensor is from affine in the image, as a fraction of its variation in the worst
+    channel: 0 for one that never changes, infinite for one that is not of floats, which the rest leaves out.
+    `average[name]` (C,N) is what the mean face gives, `scale[name]` (C,) the root mean square of what other faces add
+    to that (0 for a channel that never changes), `profile[name]` (n,C) what `log_energy` makes of each sample.
     """
 
     deviation: dict[str, float]
@@ -40,27 +44,40 @@ class Survey:
 
 @torch.no_grad()
 def survey(hypothesis: Hypothesis, prior: FacePrior) -> Survey:
-    """Send a prior's samples, mixtures of them and its mean through a hypothesis."""
+    """Send a prior's mean, its samples and mixtures of them through a hypothesis."""
     samples = clamp_planes(prior.samples)
     half = len(samples) // 2
     mixed = _MIX * samples[:half] + (1 - _MIX) * samples[half : 2 * half]
-    sent = _send(hypothesis, torch.cat([prior.mean[None], samples, mixed]))
+    planes = torch.cat([prior.mean[None], samples, mixed])
+    parts = [hypothesis.apply(to_images(chunk)) for chunk in torch.split(planes, _CHUNK)]
     result = Survey({}, {}, {}, {})
-    for name, tensor in sent.items():
-        answers = as_channels(tensor)
-        average, plain, blend = answers[0], answers[1 : 1 + len(samples)], answers[1 + len(samples) :]
-        added = plain - average
-        scale = added.square().mean((0, 2)).sqrt()
-        error = blend - _MIX * plain[:half] - (1 - _MIX) * plain[half : 2 * half]
-        live = scale > 0
-        if not tensor.is_floating_point() or not bool(live.any()):
+    for name in parts[0]:
+        answers = as_channels(torch.cat([part[name] for part in parts]))
+        if not answers.is_floating_point():
             result.deviation[name] = float("inf")
-        else:
-            result.deviation[name] = float((error.square().mean((0, 2)).sqrt()[live] / scale[live]).max())
-        result.average[name] = average
-        result.scale[name] = scale
-        result.profile[name] = log_energy(added)
+            continue
+        blocks = [_measure(block, len(samples)) for block in torch.split(answers, _CHANNELS, dim=1)]
+        scale, error, energy = (torch.cat(columns, dim=-1) for columns in zip(*blocks, strict=True))
+        live = scale > _DEAD * scale.max()
+        result.deviation[name] = float((error[live] / scale[live]).max()) if bool(live.any()) else 0.0
+        result.average[name] = answers[0].double()
+        result.scale[name] = torch.where(live, scale, torch.zeros_like(scale))
+        result.profile[name] = energy - energy.mean(1, keepdim=True)
     return result
+
+
+def _measure(answers: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale (C,), error (C,) of mixtures and log energy (samples,C), of answers to mean, samples and mixtures."""
+    answers = answers.double()
+    half = samples // 2
+    plain, blend = answers[1 : 1 + samples], answers[1 + samples :]
+    added = plain - answers[0]
+    error = blend - _MIX * plain[:half] - (1 - _MIX) * plain[half : 2 * half]
+    return added.square().mean((0, 2)).sqrt(), error.square().mean((0, 2)).sqrt(), _log_rms(added)
+
+
+def _log_rms(channels: Tensor) -> Tensor:
+    return channels.square().mean(2).clamp_min(1e-30).log() / 2
 
 
 def log_energy(channels: Tensor) -> Tensor:
@@ -68,29 +85,29 @@ def log_energy(channels: Tensor) -> Tensor:
 
     Taking the mean off makes it blind to the contrast of an image.
     """
-    energy = channels.square().mean(2).clamp_min(1e-30).log() / 2
+    energy = _log_rms(channels)
     return energy - energy.mean(1, keepdim=True)
 
 
 def affine_tensors(surveys: Sequence[Survey], method: str, hypotheses: Sequence[Hypothesis]) -> tuple[str, ...]:
     """Names of the tensors that are affine in the image under every hypothesis.
 
-    Raises AttackError naming the method, the hypothesis and how far each tensor is from affine, when there is none.
+    Raises AttackError naming the method, the hypothesis and how far each tensor is from affine, when none is but
+    perhaps some that never change: what the others give away is for other attacks to find.
     """
-    names = [
-        name
-        for name in surveys[0].deviation
-        if all(found.deviation.get(name, float("inf")) <= _AFFINE_TOLERANCE for found in surveys)
-    ]
-    if not names:
-        worst = max(surveys, key=lambda found: min(found.deviation.values()))
-        far = ", ".join(f"{name!r} by {value:.2g}" for name, value in worst.deviation.items())
-        raise AttackError(
-            f"{method} is not linear given its secrets: under hypothesis {hypotheses[surveys.index(worst)].name!r} its "
-            f"tensors deviate from affine in the image ({far} of their variation; at most {_AFFINE_TOLERANCE:g} is "
-            "rounding; inf: no change with the image at all). Use an attack for clients that are not linear"
-        )
-    return tuple(names)
+    names = tuple(
+        name for name in surveys[0].deviation if all(found.deviation[name] <= _AFFINE_TOLERANCE for found in surveys)
+    )
+    for hypothesis, found in zip(hypotheses, surveys, strict=True):
+        far = {name: value for name, value in found.deviation.items() if value > _AFFINE_TOLERANCE}
+        if far and not any(bool(found.scale[name].any()) for name in names):
+            shares = ", ".join(f"{name!r} by {value:.2g}" for name, value in far.items())
+            raise AttackError(
+                f"{method} is not linear given its secrets: under hypothesis {hypothesis.name!r} its payload deviates "
+                f"from affine in the image, {shares} of its variation (rounding stays below {_AFFINE_TOLERANCE:g}; inf "
+                "is for tensors not of floats). Use an attack for clients that are not linear"
+            )
+    return names
 
 
 class AffineClient:
@@ -109,7 +126,7 @@ class AffineClient:
 
     def _channels(self, planes: Tensor) -> list[Tensor]:
         sent = self.hypothesis.apply(to_images(planes))
-        return [as_channels(sent[name]) for name in self.names]
+        return [as_channels(sent[name]).double() for name in self.names]
 
     @torch.no_grad()
     def forward(self, planes: Tensor) -> list[Tensor]:
@@ -126,9 +143,3 @@ class AffineClient:
                 answers = self._channels(planes)
             parts.append(torch.autograd.grad(answers, planes, chunk)[0])
         return torch.cat(parts)
-
-
-@torch.no_grad()
-def _send(hypothesis: Hypothesis, planes: Tensor) -> Mapping[str, Tensor]:
-    parts = [hypothesis.apply(to_images(chunk)) for chunk in torch.split(planes, _CHUNK)]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from ppfr.attacks.priors import FacePrior, clamp_planes, divergence, gradients
 from ppfr.methods.payload import Payload
 
 # rows whose channels are held in float64 at once
-_CHUNK = 16
+_CHUNK = 8
 # neighbouring pixels tell much the same: ten count as one observation of the mean face
 _PIXEL_SHARE = 0.1
 # stiffness, per squared grey level, of the tie between an image and its copy inside the valid range
@@ -23,6 +23,8 @@ _EDGE_STEP = 0.5
 _OVER_RELAXATION = 1.6
 # images that move by less than this in a step, in grey levels, have arrived
 _STILL = 0.01
+# where no hypothesis explains a payload, noise is measured in so many rounds, starting from this share of the signal
+_ADAPTATIONS, _FIRST_NOISE = 3, 0.1
 # values looked at to find a channel's quantiser, and how often each must occur in the mean to call it one
 _STEP_SAMPLE, _STEP_REPEATS = 2048, 4
 
@@ -36,12 +38,7 @@ class Solver:
     """
 
     def __init__(
-        self,
-        client: AffineClient,
-        weights: list[Tensor],
-        prior: FacePrior,
-        iterations: int,
-        known: Solver | None,
+        self, client: AffineClient, weights: list[Tensor], prior: FacePrior, iterations: int, known: Solver | None
     ) -> None:
         self.prior = prior
         self.edge_steps = _EDGE_STEP * prior.gradient
@@ -138,12 +135,13 @@ class Solver:
 
 
 class Equations:
-    """What payloads say of their images under one hypothesis; the unknown is an image's difference from the mean face.
+    """What rows of a payload say of their images under one hypothesis; unknown is the difference from the mean face.
 
     `right` (B,3,H,W) are the right-hand sides of the normal equations and `start` their solutions; `misfit` (B,) is
     the residual as a fraction of the payload's difference from the mean face's, and `noise_ratio` (B,) the residual
     over the assumed noise: `precision` of each channel's usual strength, plus that of its quantiser if there is one.
-    `known` is a solver to reuse where its matrix is the same.
+    With `adapt` the assumed noise is raised to what the residuals show. `known` is
+    a solver to reuse where its matrix is the same.
     """
 
     def __init__(
@@ -151,62 +149,90 @@ class Equations:
         client: AffineClient,
         found: Survey,
         payload: Payload,
+        rows: Sequence[int],
         prior: FacePrior,
         *,
         precision: float,
         iterations: int,
+        adapt: bool = False,
         known: Solver | None = None,
     ) -> None:
-        self._client, self._found, self._payload = client, found, payload
-        self._weights = [self._weigh(name, precision) for name in client.names]
-        solver = Solver(client, self._weights, prior, iterations, known)
-        self.right = torch.cat([solver.adjoint(self._difference(rows)) for rows in self._chunks()])
-        self.start = solver.solve(self.right, torch.zeros_like(self.right))
-        self.misfit, self.noise_ratio = self._residuals(self.start)
-        self.solver = solver if solver.same_as is None else solver.same_as
+        self._client, self._found, self._payload, self._rows = client, found, payload, rows
+        assumed = [self._variance(name, precision) for name in client.names]
+        if not adapt:
+            self._fit(assumed, prior, iterations, known)
+            return
+        # from equal noise on all channels: the strong ones then say how much of it the weak ones carry
+        strongest = max(float(found.scale[name].max()) for name in client.names)
+        residuals = [torch.full_like(variance, (_FIRST_NOISE * strongest) ** 2)[None] for variance in assumed]
+        for _ in range(_ADAPTATIONS):
+            variances = [torch.maximum(old, new.mean(0)) for old, new in zip(assumed, residuals, strict=True)]
+            residuals = self._fit(variances, prior, iterations, None)
 
-    def _weigh(self, name: str, precision: float) -> Tensor:
-        """One over the noise's variance, for each channel of a tensor (C,); zero for channels that never change."""
+    def _variance(self, name: str, precision: float) -> Tensor:
+        """Of the noise on each channel of a tensor (C,); infinite for channels that never change."""
         scale = self._found.scale[name]
-        steps = quantiser_steps(as_channels(self._payload[name][:_CHUNK]))
+        first = list(self._rows[:_CHUNK])
+        steps = quantiser_steps(as_channels(self._payload[name][first]).double())
         noise = (precision * scale).square() + steps.square() / 12
-        return torch.where(scale > 0, 1 / noise, torch.zeros_like(noise))
+        return torch.where(scale > 0, noise, torch.full_like(noise, float("inf")))
+
+    def _fit(self, variances: list[Tensor], prior: FacePrior, iterations: int, known: Solver | None) -> list[Tensor]:
+        """Solve with these variances; returns the mean square residual of each row and channel (B,C), by tensor."""
+        weights = [1 / variance for variance in variances]
+        solver = Solver(self._client, weights, prior, iterations, known)
+        self.right = torch.cat([solver.adjoint(self._difference(chunk)) for chunk in self._chunks()])
+        self.start = solver.solve(self.right, torch.zeros_like(self.right))
+        self.solver = solver if solver.same_as is None else solver.same_as
+        left, whole = self._energies()
+        values = [
+            constant.shape[2] * (weight > 0).double()
+            for constant, weight in zip(self._client.constant, weights, strict=True)
+        ]
+        scaled = torch.cat([weight * count for weight, count in zip(weights, values, strict=True)])
+        unexplained, observed = torch.cat(left, dim=1) @ scaled, torch.cat(whole, dim=1) @ scaled
+        self.misfit = (unexplained / observed.clamp_min(1e-30)).sqrt()
+        self.noise_ratio = (unexplained / torch.cat(values).sum().clamp_min(1)).sqrt()
+        return left
 
     def _chunks(self) -> Iterator[slice]:
-        return (slice(first, first + _CHUNK) for first in range(0, len(self._payload), _CHUNK))
+        return (slice(first, first + _CHUNK) for first in range(0, len(self._rows), _CHUNK))
 
-    def _difference(self, rows: slice) -> list[Tensor]:
+    def _difference(self, chunk: slice) -> list[Tensor]:
         """What some payloads add to the mean face's."""
+        rows = list(self._rows[chunk])
         return [as_channels(self._payload[name][rows]) - self._found.average[name] for name in self._client.names]
 
-    def _residuals(self, solution: Tensor) -> tuple[Tensor, Tensor]:
-        misfits, ratios = [], []
-        for rows in self._chunks():
-            observed = self._difference(rows)
-            explained = self._client.forward(solution[rows])
-            left = self._energy([one - other for one, other in zip(observed, explained, strict=True)])
-            values = sum(part[0].numel() for part in observed)
-            misfits.append((left / self._energy(observed).clamp_min(1e-30)).sqrt())
-            ratios.append((left / values).sqrt())
-        return torch.cat(misfits), torch.cat(ratios)
-
-    def _energy(self, channels: list[Tensor]) -> Tensor:
-        """Sum of squares over the noise's variance, for each row."""
-        parts = [part.square().sum(2) @ weight for weight, part in zip(self._weights, channels, strict=True)]
-        return torch.stack(parts).sum(0)
+    def _energies(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Mean squares of residuals and of the payload's difference from the mean face's, (B,C) by tensor."""
+        left: list[list[Tensor]] = []
+        whole: list[list[Tensor]] = []
+        for chunk in self._chunks():
+            observed = self._difference(chunk)
+            explained = self._client.forward(self.start[chunk])
+            whole.append([part.square().mean(2) for part in observed])
+            left.append([(one - two).square().mean(2) for one, two in zip(observed, explained, strict=True)])
+        return _joined(left), _joined(whole)
 
 
 def quantiser_steps(channels: Tensor) -> Tensor:
-    """The step (C,) of the grid on which values of channels (B,C,N) lie; 0 for a channel that is not on a coarse one.
+    """The step (C,) of the grid on which values of channels (B,C,N) lie, the median over images.
 
-    A channel counts as quantised when a sample of its values repeats itself often. The step is the median over images.
+    0 for a channel that is not on a coarse grid: its values seldom repeat. Infinite for a constant one: the grid is too
+    coarse for it.
     """
+    if channels.shape[2] < _STEP_REPEATS:
+        return channels.new_zeros(channels.shape[1])
     sample = channels[..., :: -(-channels.shape[2] // _STEP_SAMPLE)].sort(dim=2).values
     gaps = sample.diff(dim=2)
     distinct = (gaps > 0).sum(2) + 1
     least = torch.where(gaps > 0, gaps, torch.full_like(gaps, float("inf"))).amin(2)
-    coarse = (distinct > 1) & (distinct * _STEP_REPEATS <= sample.shape[2])
+    coarse = distinct * _STEP_REPEATS <= sample.shape[2]
     return torch.where(coarse, least, torch.zeros_like(least)).median(0).values
+
+
+def _joined(chunks: list[list[Tensor]]) -> list[Tensor]:
+    return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
 
 
 def _relax(new: Tensor, old: Tensor) -> Tensor:

@@ -9,24 +9,14 @@ from pydantic import Field
 from torch import Tensor
 
 from ppfr.attacks.affine import AffineClient, Survey, affine_tensors, as_channels, log_energy, survey
-from ppfr.attacks.base import (
-    Attack,
-    AttackOptions,
-    Has,
-    Knows,
-    Progress,
-    Recovery,
-    Sees,
-    ThreatModel,
-    register,
-)
+from ppfr.attacks.base import Attack, AttackOptions, Has, Knows, Progress, Recovery, Sees, ThreatModel, register
 from ppfr.attacks.equations import Equations, Solver
 from ppfr.attacks.priors import FacePrior, faces_prior, smooth_prior, to_images
 from ppfr.methods.base import Hypothesis, Method
 from ppfr.methods.payload import Payload
 
 # rows held in float64 at once: channels while screening, planes while solving
-_CHANNEL_ROWS, _PLANE_ROWS = 16, 64
+_CHANNEL_ROWS, _PLANE_ROWS = 8, 64
 # a channel's energy is never expected more sharply than this (natural logarithm), however alike typical faces are
 _LEAST_SPREAD = 0.05
 # a residual beyond this many times the assumed noise means that the hypothesis is wrong, or the noise
@@ -36,7 +26,7 @@ _DOUBTFUL = 5.0
 class LinearInversionOptions(AttackOptions):
     """Settings of linear inversion."""
 
-    steps: int = Field(50, description="steps that add edges and valid range to the least squares", ge=0)
+    steps: int = Field(30, description="steps that add edges and valid range to the least squares", ge=0)
     precision: float = Field(
         1e-4, description="assumed noise of a channel, as a fraction of its usual root mean square", gt=0
     )
@@ -48,7 +38,9 @@ class LinearInversion(Attack):
     """The most probable image under the client's linear operator A, for a payload y.
 
     Minimises |A x - y|^2 / (2 noise^2) + |x - mean face|^2 / (2 spread^2) + |edges of x| / usual edge over images x in
-    the valid range, for the hypothesis about the client's draws that explains y best. Total variation (Rudin, Osher and
+    the valid range, for the hypothesis about the client's draws that explains y best. The noise is `precision` of each
+    channel's usual strength, plus that of a quantiser where values lie on a grid; it is raised where no hypothesis
+    explains y that well. Total variation (Rudin, Osher and
     Fatemi, Physica D 1992) settles what A does not see; for block-DCT channels without low frequencies that is the mean
     of each row and each column. Mean face, spread and usual edge come from public faces, or from constants without.
     Tensors of the payload that are not affine in the image are left aside.
@@ -91,15 +83,14 @@ def screen(surveys: Sequence[Survey], names: Sequence[str], payload: Payload) ->
 
     Each channel's energy relative to the others is compared with what typical faces give under the hypothesis.
     """
+    if len(surveys) == 1:
+        return [0] * len(payload)
     scores = torch.zeros(len(payload), len(surveys), dtype=torch.float64)
     for index, found in enumerate(surveys):
         for name in names:
             rows = torch.split(payload[name], _CHANNEL_ROWS)
             energies = torch.cat([log_energy(as_channels(part) - found.average[name]) for part in rows])
-            expected, spread = (
-                found.profile[name].mean(0),
-                found.profile[name].std(0).clamp_min(_LEAST_SPREAD),
-            )
+            expected, spread = found.profile[name].mean(0), found.profile[name].std(0).clamp_min(_LEAST_SPREAD)
             scores[:, index] += ((energies - expected) / spread).square().sum(1).cpu()
     return [int(index) for index in scores.argmin(1)]
 
@@ -126,25 +117,28 @@ class _Search:
 
     def run(self, likely: Sequence[int]) -> None:
         """Fill `images`, `misfit` and `kept`, given the most plausible hypothesis of each row."""
-        doubtful = self._solve(_grouped(likely, range(len(likely))), _DOUBTFUL)
+        doubtful = self._solve(_grouped(likely, range(len(likely))), limit=_DOUBTFUL)
         if not doubtful:
             return
         indices = range(len(self._hypotheses))
         misfits = torch.stack([self._equations(index, doubtful).misfit for index in indices])
-        self._solve(_grouped(misfits.argmin(0).tolist(), doubtful), float("inf"))
+        best = [int(index) for index in misfits.argmin(0)]
+        self._solve(_grouped(best, doubtful), limit=float("inf"), adapt=True)
 
-    def _solve(self, groups: Iterable[tuple[int, list[int]]], limit: float) -> list[int]:
+    def _solve(self, groups: Iterable[tuple[int, list[int]]], *, limit: float, adapt: bool = False) -> list[int]:
         """Solve groups of rows, each under its hypothesis; returns the rows whose residual is beyond `limit` noises."""
         refused: list[int] = []
         pool: _Pool | None = None
         for index, rows in groups:
-            equations = self._equations(index, rows, None if pool is None else pool.solver)
+            equations = self._equations(index, rows, adapt=adapt, known=None if pool is None else pool.solver)
             if pool is not None and equations.solver is not pool.solver:
                 self._finish(pool)
                 pool = None
             kept = equations.noise_ratio <= limit
             refused += [rows[position] for position in (~kept).nonzero().flatten().tolist()]
             places = [rows[position] for position in kept.nonzero().flatten().tolist()]
+            if not places:
+                continue
             for place in places:
                 self.kept[place] = index
             self.misfit[places] = equations.misfit[kept].float()
@@ -154,14 +148,18 @@ class _Search:
             self._finish(pool)
         return refused
 
-    def _equations(self, index: int, rows: Sequence[int], known: Solver | None = None) -> Equations:
+    def _equations(
+        self, index: int, rows: Sequence[int], *, adapt: bool = False, known: Solver | None = None
+    ) -> Equations:
         return Equations(
             AffineClient(self._hypotheses[index], self._names, self._prior.mean),
             self._surveys[index],
-            self._payload.select(rows),
+            self._payload,
+            rows,
             self._prior,
             precision=self._options.precision,
             iterations=self._options.iterations,
+            adapt=adapt,
             known=known,
         )
 

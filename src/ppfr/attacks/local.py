@@ -53,20 +53,20 @@ class LocalOperator:
         reach = _reach(forward, like)
         if reach is None:
             return None
-        found = [_plane_stencils(forward, like, plane, reach) for plane in range(3)]
+        noise = torch.randn(like.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        tests = _BRIGHT * torch.diag_embed(noise.to(like).movedim(0, -1)).movedim((-2, -1), (0, 1))
+        answers = forward(tests)
         # a channel that answers a plane with rounding noise only does not see it
-        energy = torch.stack([stencils.square().sum((1, 2, 3)).sqrt() for stencils in found])
+        energy = answers.square().mean((2, 3)).sqrt()
         seen = energy > 1e-5 * energy.amax(0)
-        channels = [row.nonzero().flatten() for row in seen]
         coupled = bool((seen.sum(0) > 1).any())
         if max(2 * reach, 1) * like.shape[2] * (3 if coupled else 1) > _LARGEST_BLOCK:
             return None
-        operator = cls(reach, channels, [stencils[kept] for stencils, kept in zip(found, channels, strict=True)])
-        noise = torch.randn(1, *like.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        test = noise.to(like)
-        expected = forward(test)
-        error = (operator.apply(test, expected.shape[1]) - expected).square().mean((0, 2, 3)).sqrt()
-        return operator if bool((error <= 1e-4 * expected.square().mean((0, 2, 3)).sqrt()).all()) else None
+        channels = [row.nonzero().flatten() for row in seen]
+        stencils = [_plane_stencils(forward, like, plane, reach, kept) for plane, kept in enumerate(channels)]
+        operator = cls(reach, channels, stencils)
+        error = (operator.apply(tests, answers.shape[1]) - answers).square().mean((2, 3)).sqrt()
+        return operator if bool((error <= 1e-4 * energy.amax(0)).all()) else None
 
     def apply(self, planes: Tensor, channels: int) -> Tensor:
         """Planes (B,3,H,W) to channels (B,`channels`,H,W)."""
@@ -132,14 +132,16 @@ def _reach(forward: Callable[[Tensor], Tensor], like: Tensor) -> int | None:
     return reach if reach <= LARGEST_REACH else None
 
 
-def _plane_stencils(forward: Callable[[Tensor], Tensor], like: Tensor, plane: int, reach: int) -> Tensor:
-    """(C, (2 reach + 1)^2, H, W): what each channel at each position takes from one plane's neighbouring pixels."""
+def _plane_stencils(
+    forward: Callable[[Tensor], Tensor], like: Tensor, plane: int, reach: int, channels: Tensor
+) -> Tensor:
+    """(channels, (2 reach + 1)^2, H, W): what each channel takes from a plane's neighbouring pixels, by position."""
     _, height, width = like.shape
     spacing = 2 * reach + 1
     probes = like.new_zeros(spacing * spacing, 3, height, width)
     for phase in range(spacing * spacing):
         probes[phase, plane, phase // spacing :: spacing, phase % spacing :: spacing] = 1
-    answers = forward(_BRIGHT * probes) / _BRIGHT
+    answers = forward(_BRIGHT * probes)[:, channels] / _BRIGHT
     rows = torch.arange(height, device=like.device)[:, None]
     columns = torch.arange(width, device=like.device)
     stencils = []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppfr.transforms.color import join_luma_chroma, split_luma_chroma
 
-_MOST_FACES = 512
+_MOST_FACES = 256
 _SAMPLES = 12
 _HALF_RANGE = 127.5
 
@@ -31,7 +31,7 @@ class FacePrior:
 
 
 def faces_prior(faces: Tensor) -> FacePrior:
-    """Measure a prior on public faces (n,3,H,W) RGB in [-1,1]; at most 512 of them, evenly spaced, are used."""
+    """Measure a prior on public faces (n,3,H,W) RGB in [-1,1]; at most 256 of them, evenly spaced, are used."""
     step = -(-len(faces) // _MOST_FACES)
     planes = to_planes(faces[::step].double())
     mean = planes.mean(0)
