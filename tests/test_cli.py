@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -74,6 +75,16 @@ def test_evaluate_prints_json(run: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert result["method"] == "partialface"
     assert 0 <= result["verification"]["accuracy_low"] <= result["verification"]["accuracy"] <= 1
     assert result["cost"]["payload_bytes_raw"] == 27 * 112 * 112 * 4
+
+
+def test_evaluate_reads_insightfaces_files(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoded = [photo(tmp_path / "one.png", seed).read_bytes() for seed in range(40)]
+    content = (encoded, [True, False] * 10)
+    (tmp_path / "pairs.bin").write_bytes(pickle.dumps(content))
+    assert ppfr_command(monkeypatch, "evaluate", run, "--data", tmp_path / "pairs.bin", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["verification"]["pairs"] == 20
 
 
 def test_evaluate_prints_for_people(

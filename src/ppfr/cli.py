@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ppfr.data.faceset import FaceSet
 from ppfr.data.images import IMAGE_SUFFIXES, read_image, to_tensor
 from ppfr.data.sources import open_splits
 from ppfr.errors import DataError, PpfrError
@@ -207,10 +208,10 @@ def evaluate(
     """Measure verification accuracy and cost: 10-fold accuracy, TAR at FAR, AUC, EER, with 95 % intervals."""
     method = load_method(run).to(device)
     faces = open_evaluation(data, strict=strict, seed=seed)
-    _say_skipped(faces.skipped)
+    _say_skipped(faces.skipped if isinstance(faces, FaceSet) else faces.pairs.skipped)
     with progress_callback(f"{method.info.name}: embedding") as progress:
         accuracy = evaluate_pairs(method, faces, flip=flip, seed=seed, progress=progress)
-    images = faces.images([0, 1, 2, 3]) if callable(faces.images) else faces.images[:4]
+    images = faces.images(range(min(4, len(faces)))) if isinstance(faces, FaceSet) else faces.images[:4]
     cost = measure_cost(method, to_tensor(images).to(device), torch.Generator(device).manual_seed(seed))
     if as_json:
         result = {

@@ -94,7 +94,7 @@ class AttentionClient(nn.Module):
 
     @torch.no_grad()
     def region(self, images: Tensor) -> Tensor:
-        """The facial region of each image (B or 1,1,H,W): its landmarks' hull, the canonical one where that is empty."""
+        """The facial region of each image (B or 1,1,H,W): its landmarks' hull, or the canonical one if that is empty."""
         if self.landmarker is None:
             return self.roi
         if not self.landmarker_filled:

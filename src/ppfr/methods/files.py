@@ -20,7 +20,7 @@ _FORMAT = "1"
 
 
 def save_method(method: Method, folder: Path | str) -> None:
-    """Write `model.safetensors` (weights, settings, no secret) and, if there are secrets, `secrets.safetensors` (0600)."""
+    """Write `model.safetensors` (weights and settings, no secret) and any secrets to `secrets.safetensors` (0600)."""
     folder = Path(folder)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
     header = {"ppfr-model": _FORMAT, "config": json.dumps(method.config())}
