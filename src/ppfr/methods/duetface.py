@@ -94,7 +94,7 @@ class AttentionClient(nn.Module):
 
     @torch.no_grad()
     def region(self, images: Tensor) -> Tensor:
-        """The facial region of each image (B or 1,1,H,W): its landmarks' hull, or the canonical one if that is empty."""
+        """The facial region of each image (B or 1,1,H,W): its landmarks' hull, the canonical one if that is empty."""
         if self.landmarker is None:
             return self.roi
         if not self.landmarker_filled:
@@ -173,7 +173,7 @@ class InteractiveFusion(nn.Module):
 
 
 class DuetServer(nn.Module):
-    """The server: a recogniser on the high frequencies; the client's maps are fused in after each of its four stages."""
+    """The server: a recogniser on the high frequencies; the client's maps join after each of its four stages."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
