@@ -43,6 +43,9 @@ app = typer.Typer(
 )
 out = Console()
 
+# what minutes on two cores can train on
+SMALL_POPULATION = "synthetic:people=200,images=10"
+
 DataOption = Annotated[
     str,
     typer.Option(
@@ -89,7 +92,7 @@ def _recogniser(path: Path | None, preprocessing: str | None) -> Recogniser | No
 
 @app.command()
 def quickstart(
-    data: DataOption = "synthetic",
+    data: DataOption = SMALL_POPULATION,
     teacher: Annotated[
         Path | None,
         typer.Option(
