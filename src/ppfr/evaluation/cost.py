@@ -67,9 +67,7 @@ def measure_cost(
     `generator`. Raises ShapeError for no image, and what `Method.protect` raises.
     """
     if not len(images):
-        raise ShapeError(
-            f"images have shape {tuple(images.shape)}; expected at least one image to measure with"
-        )
+        raise ShapeError(f"images have shape {tuple(images.shape)}; expected at least one image to measure with")
     first = images[:1]
     with evaluating(method), torch.inference_mode():
         payload = method.protect(first, generator)

@@ -135,9 +135,7 @@ def evaluate_pairs(
         pairs, images, labels = faces.pairs, faces.images, None
     used, position = np.unique(np.stack([pairs.first, pairs.second]), return_inverse=True)
     first, second = position.reshape(2, -1)
-    embeddings = embed_faces(
-        model, images, used, batch_size=batch_size, flip=flip, seed=seed, progress=progress
-    )
+    embeddings = embed_faces(model, images, used, batch_size=batch_size, flip=flip, seed=seed, progress=progress)
     return verification(
         embeddings[first],
         embeddings[second],

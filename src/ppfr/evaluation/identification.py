@@ -81,9 +81,7 @@ def identification(
         raise DataError(f"pool {pool!r}; expected 'max' or 'mean'")
     left, right = as_embeddings(probes, "probes"), as_embeddings(gallery, "gallery")
     if left.shape[1] != right.shape[1]:
-        raise DataError(
-            f"probes are {left.shape[1]}-d, the gallery {right.shape[1]}-d; expected one recogniser's"
-        )
+        raise DataError(f"probes are {left.shape[1]}-d, the gallery {right.shape[1]}-d; expected one recogniser's")
     wanted, known = _labels(probe_people, left, "probe"), _labels(gallery_people, right, "gallery")
     people = np.unique(known)
     absent = np.setdiff1d(wanted, people)
@@ -103,8 +101,7 @@ def identification(
         photos=len(known),
         rank={k: float(hit.mean()) for k, hit in hits.items()},
         rank_interval={
-            k: bootstrap_mean(hit, wanted, rate=True, replicates=replicates, seed=seed)
-            for k, hit in hits.items()
+            k: bootstrap_mean(hit, wanted, rate=True, replicates=replicates, seed=seed) for k, hit in hits.items()
         },
         chance={k: min(k, len(people)) / len(people) for k in hits},
         pool=pool,
@@ -164,8 +161,6 @@ def draw_search(labels: npt.ArrayLike, *, probes: int = 1, photos: int = 3, seed
     sizes = np.bincount(index, minlength=people)
     starts = (np.cumsum(sizes) - sizes)[sizes >= probes + photos]
     if len(starts) < 2:
-        raise DataError(
-            f"{len(starts)} of {people} people have {probes + photos} images or more; expected 2 people"
-        )
+        raise DataError(f"{len(starts)} of {people} people have {probes + photos} images or more; expected 2 people")
     rows = order[starts[:, None] + np.arange(probes + photos)].astype(np.int64)
     return Search(rows[:, :probes].ravel(), rows[:, probes:].ravel())

@@ -159,9 +159,7 @@ def roc_figures(
 
         def statistics(weights: Floats) -> Floats:
             _, far, tar = _curves(values, truth, weights)
-            return np.stack(
-                [_auc(far, tar), _eer(far, tar), *(_tar_at(far, tar, target) for target in targets)]
-            )
+            return np.stack([_auc(far, tar), _eer(far, tar), *(_tar_at(far, tar, target) for target in targets)])
 
         known = [curve.auc, curve.eer, *map(curve.tar_at, targets)]
         rates = [*known]
@@ -226,9 +224,7 @@ def check_pairs(values: npt.ArrayLike, same: npt.ArrayLike) -> tuple[Floats, Boo
     if scores.ndim != 1 or scores.shape != truth.shape or not scores.size:
         raise DataError(f"{scores.shape} values for {truth.shape} truths; expected (P,) of each, P > 0")
     if not np.isfinite(scores).all():
-        raise DataError(
-            f"value of pair {int(np.argmin(np.isfinite(scores)))} is NaN or infinite; expected numbers"
-        )
+        raise DataError(f"value of pair {int(np.argmin(np.isfinite(scores)))} is NaN or infinite; expected numbers")
     if not np.isin(truth, (0, 1)).all():
         raise DataError(f"same holds {np.unique(truth)[:5].tolist()}; expected true and false (or 1 and 0)")
     return scores, truth.astype(np.bool_)

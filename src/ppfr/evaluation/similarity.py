@@ -68,13 +68,9 @@ def _check(images: Tensor, reference: Tensor, smallest: int) -> None:
         )
     for name, tensor in (("images", images), ("reference", reference)):
         if tensor.dtype not in (torch.float32, torch.float64):
-            raise ShapeError(
-                f"{name} have dtype {tensor.dtype}; expected float32 or float64 values in [0, 1]"
-            )
+            raise ShapeError(f"{name} have dtype {tensor.dtype}; expected float32 or float64 values in [0, 1]")
         if not tensor.numel():
             continue
         low, high = (float(edge) for edge in torch.aminmax(tensor.detach()))
         if not (low >= -_SLACK and high <= 1 + _SLACK):
-            raise ShapeError(
-                f"{name} range over [{low:.4g}, {high:.4g}]; expected [0, 1] (x / 2 + 0.5 of [-1, 1])"
-            )
+            raise ShapeError(f"{name} range over [{low:.4g}, {high:.4g}]; expected [0, 1] (x / 2 + 0.5 of [-1, 1])")

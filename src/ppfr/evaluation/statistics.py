@@ -37,9 +37,7 @@ def group_index(groups: npt.ArrayLike) -> tuple[npt.NDArray[np.intp], int]:
     """
     labels = np.asarray(groups)
     if labels.ndim != 1 or not labels.size:
-        raise DataError(
-            f"groups have shape {labels.shape}; expected one label for each value, (N,) with N > 0"
-        )
+        raise DataError(f"groups have shape {labels.shape}; expected one label for each value, (N,) with N > 0")
     distinct, index = np.unique(labels, return_inverse=True)
     return index, len(distinct)
 
@@ -76,9 +74,7 @@ def wilson_interval(successes: float, trials: float, confidence: float = CONFIDE
     Raises DataError unless 0 <= successes <= trials and trials > 0.
     """
     if not (trials > 0 and 0 <= successes <= trials):
-        raise DataError(
-            f"{successes} successes in {trials} trials; expected 0 <= successes <= trials, trials > 0"
-        )
+        raise DataError(f"{successes} successes in {trials} trials; expected 0 <= successes <= trials, trials > 0")
     z = float(ndtri((1 + confidence) / 2))
     share = successes / trials
     scale = 1 + z * z / trials
@@ -91,9 +87,7 @@ def wilson_interval(successes: float, trials: float, confidence: float = CONFIDE
     )
 
 
-def rate_interval(
-    rate: float, replicates: npt.ArrayLike, units: int, confidence: float = CONFIDENCE
-) -> Interval:
+def rate_interval(rate: float, replicates: npt.ArrayLike, units: int, confidence: float = CONFIDENCE) -> Interval:
     """Percentile interval of a rate in [0, 1]; Wilson's over `units` where the rate is exactly 0 or 1.
 
     There all replicates agree and the bootstrap would claim certainty: no leak among 50 people does not show
@@ -152,9 +146,7 @@ class PairResampling:
             return
         first, second = (np.asarray(side) for side in groups)
         if first.shape != truth.shape or second.shape != truth.shape:
-            raise DataError(
-                f"groups have shapes {first.shape}, {second.shape}; expected two of {truth.shape}"
-            )
+            raise DataError(f"groups have shapes {first.shape}, {second.shape}; expected two of {truth.shape}")
         index, self.units = group_index(np.concatenate([first, second]))
         a, b = np.split(index, 2)
         wrong = np.flatnonzero((a == b) != truth)

@@ -172,9 +172,7 @@ def unit_rows(embeddings: Floats, name: str = "embeddings") -> Floats:
     """Rows (N, D) scaled to unit length; raises DataError naming the first row that is zero."""
     length = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if not length.all():
-        raise DataError(
-            f"{name!r} row {int(np.argmin(length))} is zero; expected embeddings with a direction"
-        )
+        raise DataError(f"{name!r} row {int(np.argmin(length))} is zero; expected embeddings with a direction")
     scaled: Floats = embeddings / length
     return scaled
 

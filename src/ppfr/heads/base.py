@@ -21,14 +21,10 @@ class Head(nn.Module, ABC):
     Raises MethodError.
     """
 
-    def __init__(
-        self, *, embedding_size: int, classes: int, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, *, embedding_size: int, classes: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if embedding_size < 1 or classes < 1:
-            raise MethodError(
-                f"embedding_size is {embedding_size} and classes {classes}; expected both at least 1"
-            )
+            raise MethodError(f"embedding_size is {embedding_size} and classes {classes}; expected both at least 1")
         self.embedding_size = embedding_size
         self.classes = classes
         self.kernel = nn.Parameter(torch.empty(embedding_size, classes))
@@ -44,9 +40,7 @@ class Head(nn.Module, ABC):
         steps of a quarter. Raises ShapeError.
         """
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
-            raise ShapeError(
-                f"embeddings have shape {tuple(embeddings.shape)}; expected (B, {self.embedding_size})"
-            )
+            raise ShapeError(f"embeddings have shape {tuple(embeddings.shape)}; expected (B, {self.embedding_size})")
         if labels.shape != embeddings.shape[:1] or labels.dtype != torch.int64:
             raise ShapeError(
                 f"labels are {labels.dtype} of shape {tuple(labels.shape)}; "

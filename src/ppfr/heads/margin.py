@@ -157,9 +157,7 @@ class AdaFace(MarginHead):
 class Softmax(Head):
     """A linear layer with bias, for plain cross entropy: no normalisation, no margin."""
 
-    def __init__(
-        self, *, embedding_size: int, classes: int, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, *, embedding_size: int, classes: int, generator: torch.Generator | None = None) -> None:
         super().__init__(embedding_size=embedding_size, classes=classes, generator=generator)
         self.bias = nn.Parameter(torch.zeros(classes))
 

@@ -117,9 +117,7 @@ def load_state(network: torch.nn.Module, state: Mapping[str, Tensor], what: str)
             for key in shared
             if state[key].shape != expected[key].shape
         ],
-        "not_finite": [
-            key for key in shared if state[key].is_floating_point() and not state[key].isfinite().all()
-        ],
+        "not_finite": [key for key in shared if state[key].is_floating_point() and not state[key].isfinite().all()],
     }
     if any(findings.values()):
         raise MismatchError(what, **findings)

@@ -72,9 +72,7 @@ class SqueezeExcitation(nn.Module):
 class ResidualUnit(nn.Module):
     """One IR unit: batch norm before the first convolution, PReLU between, nothing after the sum."""
 
-    def __init__(
-        self, in_channels: int, channels: int, stride: int, plan: IResNetPlan, *, project: bool
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, plan: IResNetPlan, *, project: bool) -> None:
         super().__init__()
         self.shortcut_layer = _shortcut(in_channels, channels, stride, project=project)
         layers = _bottleneck_layers if plan.bottleneck else _basic_layers
@@ -89,9 +87,7 @@ class ResidualUnit(nn.Module):
 
 def _shortcut(in_channels: int, channels: int, stride: int, *, project: bool) -> nn.Module:
     if project or in_channels != channels:
-        return nn.Sequential(
-            nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-        )
+        return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
     # a window of one pixel: every second pixel, as the references' 1x1 max-pool, without its index tensor
     return nn.Identity() if stride == 1 else nn.AvgPool2d(1, stride)
 

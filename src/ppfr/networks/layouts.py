@@ -201,9 +201,7 @@ def _iresnet_name(state: State, file: str) -> str:
             return name
     kind = ("bottleneck " if bottleneck else "") + ("SE " if squeeze else "")
     known = ", ".join(f"{name} ({sum(plan.units)})" for name, plan in iresnet.PLANS.items())
-    raise CheckpointError(
-        f"{file} holds an IResNet of {units} {kind}units, which ppfr does not build: it has {known}"
-    )
+    raise CheckpointError(f"{file} holds an IResNet of {units} {kind}units, which ppfr does not build: it has {known}")
 
 
 def _input_size(positions: int) -> tuple[int, int]:

@@ -62,9 +62,7 @@ class ConvBlock(nn.Module):
 class InvertedBottleneck(nn.Module):
     """Expand by 1x1, filter each channel by 3x3, project linearly (Sandler et al. 2018, "MobileNetV2")."""
 
-    def __init__(
-        self, in_channels: int, inner: int, channels: int, stride: int, *, residual: bool = False
-    ) -> None:
+    def __init__(self, in_channels: int, inner: int, channels: int, stride: int, *, residual: bool = False) -> None:
         super().__init__()
         self.conv = ConvBlock(in_channels, inner)
         self.conv_dw = ConvBlock(inner, inner, 3, stride, 1, groups=inner)
@@ -93,9 +91,7 @@ class ResidualChain(nn.Module):
 class GlobalDepthwise(nn.Module):
     """Weigh all positions of each channel, then map linearly to the embedding and normalise."""
 
-    def __init__(
-        self, channels: int, kernel: tuple[int, int], embedding_size: int, plan: MobileFaceNetPlan
-    ) -> None:
+    def __init__(self, channels: int, kernel: tuple[int, int], embedding_size: int, plan: MobileFaceNetPlan) -> None:
         super().__init__()
         self.conv_6_dw = ConvBlock(channels, channels, kernel, groups=channels, linear=True)
         self.linear = nn.Linear(channels, embedding_size, bias=plan.output_bias)

@@ -38,12 +38,7 @@ class OnnxNetwork:
         self._session: Any = None
         inputs = self._open().get_inputs()
         shape = inputs[0].shape if inputs else []
-        if (
-            len(inputs) != 1
-            or len(shape) != 4
-            or shape[1] not in (3, "3")
-            or inputs[0].type not in _NUMPY_TYPES
-        ):
+        if len(inputs) != 1 or len(shape) != 4 or shape[1] not in (3, "3") or inputs[0].type not in _NUMPY_TYPES:
             raise CheckpointError(
                 f"{path.name} takes {[(i.name, i.type, i.shape) for i in inputs]}; "
                 "expected one float input (B, 3, H, W)"
@@ -103,9 +98,7 @@ class OnnxNetwork:
         try:
             return onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common class but Exception
-            raise CheckpointError(
-                f"{self.path.name} is not an ONNX file that onnxruntime can run: {error}"
-            ) from error
+            raise CheckpointError(f"{self.path.name} is not an ONNX file that onnxruntime can run: {error}") from error
 
 
 def _pieces(array: npt.NDArray[Any], size: int) -> Iterator[npt.NDArray[Any]]:

@@ -79,9 +79,7 @@ class PFLD(nn.Module):
         fine = self.conv6_1(x)
         middle = self.conv7(fine)
         coarse = self.conv8(middle).relu()
-        scales = torch.cat(
-            [F.adaptive_avg_pool2d(part, 1).flatten(1) for part in (fine, middle, coarse)], dim=1
-        )
+        scales = torch.cat([F.adaptive_avg_pool2d(part, 1).flatten(1) for part in (fine, middle, coarse)], dim=1)
         landmarks: Tensor = self.fc(scales).unflatten(1, (LANDMARKS, 2))
         return landmarks
 

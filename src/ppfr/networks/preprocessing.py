@@ -49,8 +49,7 @@ class Preprocessing:
         """Return (B, 3, *size), differentiable in `images`."""
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ShapeError(
-                f"images are {images.dtype} of shape {tuple(images.shape)}; "
-                "expected float (B, 3, H, W) in [-1, 1]"
+                f"images are {images.dtype} of shape {tuple(images.shape)}; expected float (B, 3, H, W) in [-1, 1]"
             )
         images = self._fit(images)
         mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))

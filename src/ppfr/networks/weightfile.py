@@ -54,9 +54,7 @@ def read_state_dict(path: Path | str) -> tuple[State, tuple[str, ...]]:
     path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise CheckpointError(
-            f"weight file {str(path)!r} {what}; expected a .pt, .pth, .ckpt or .safetensors file"
-        )
+        raise CheckpointError(f"weight file {str(path)!r} {what}; expected a .pt, .pth, .ckpt or .safetensors file")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     return _unwrap(content, path)
 
@@ -92,9 +90,7 @@ def _read_torch(path: Path) -> object:
             f"{path.name} was refused by the tensors-only reader: {reason} "
             "Save its state_dict alone, with torch.save or as safetensors"
         ) from error
-    except (
-        Exception
-    ) as error:  # a damaged file fails in torch, zipfile or pickle, each with errors of its own
+    except Exception as error:  # a damaged file fails in torch, zipfile or pickle, each with errors of its own
         raise CheckpointError(
             f"{path.name} is not a readable PyTorch file ({type(error).__name__}: {error}); "
             "it may be cut short, or another format"
@@ -132,11 +128,7 @@ def _unwrap(content: object, path: Path) -> tuple[State, tuple[str, ...]]:
             break
         wrappers.append(inner)
         content = content[inner]
-    held = (
-        f"keys {', '.join(map(str, list(content)[:8]))}"
-        if isinstance(content, Mapping)
-        else type(content).__name__
-    )
+    held = f"keys {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else type(content).__name__
     raise CheckpointError(
         f"{path.name} holds no tensors where a state_dict is expected ({held}); "
         "expected one at the top or under " + ", ".join(_WRAPPERS)

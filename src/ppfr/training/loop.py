@@ -91,6 +91,9 @@ def train(
         console.print(f"{run.folder} is finished already")
         return method
     state = run.load_checkpoint() if resume else None
+    if state is None and ranks.rank == 0:
+        # stopped before its first checkpoint: what it logged will be logged again
+        run.metrics_file.unlink(missing_ok=True)
     if teacher is not None and targets is None:
         targets = teacher_targets(teacher, faces)
     method.to(device)

@@ -31,9 +31,7 @@ def hull_mask(points: Tensor, size: tuple[int, int]) -> Tensor:
     coordinates lie inside the hull or on it. Points on one line enclose nothing: their mask is 0. Raises ShapeError.
     """
     if points.ndim != 3 or points.shape[2] != 2 or points.shape[1] < 3:
-        raise ShapeError(
-            f"points have shape {tuple(points.shape)}; expected (B, N, 2) with at least 3 points"
-        )
+        raise ShapeError(f"points have shape {tuple(points.shape)}; expected (B, N, 2) with at least 3 points")
     height, width = size
     rows = torch.arange(height, dtype=torch.float64, device=points.device)
     columns = torch.arange(width, dtype=torch.float64, device=points.device)
