@@ -61,6 +61,4 @@ def faces() -> FaceSet:
     images = np.repeat(people, 6, axis=0) + rng.normal(0, 30, size=(60, 112, 112, 3))
     pixels = images.clip(0, 255).astype(np.uint8)
     labels = np.repeat(np.arange(10), 6)
-    return FaceSet(
-        "ten", [f"p{n}" for n in labels], lambda rows: pixels[rows], names=[f"{n}.png" for n in range(60)]
-    )
+    return FaceSet("ten", [f"p{n}" for n in labels], lambda rows: pixels[rows], names=[f"{n}.png" for n in range(60)])

@@ -43,10 +43,7 @@ def test_conv_batchnorm_linear_and_einsum() -> None:
     ).eval()
     with torch.inference_mode():
         assert multiply_adds(network, torch.zeros(2, 3, 8, 8)) == 2 * (3 * 9 * 8 * 16 + 128 * 5)
-        assert (
-            multiply_adds(lambda x: torch.einsum("ab,cbd->cad", x, torch.zeros(2, 5, 3)), torch.zeros(4, 5))
-            == 120
-        )
+        assert multiply_adds(lambda x: torch.einsum("ab,cbd->cad", x, torch.zeros(2, 5, 3)), torch.zeros(4, 5)) == 120
         assert multiply_adds(lambda x: x + x, torch.zeros(9)) == 0
 
 

@@ -129,9 +129,7 @@ def test_splits_give_their_test_people(faces: FaceSet, tmp_path: Path) -> None:
 def test_bin_file_and_a_recogniser(shared: Path, tiny: Any) -> None:
     source = shared / "golden" / "tfrecord" / "small_lfw.bin"
     assert evaluate_pairs(tiny, source, replicates=10).pairs == 10
-    result = evaluate_pairs(
-        load_recogniser(shared / "models" / "mobilefacenet_ms1m.onnx"), source, replicates=10
-    )
+    result = evaluate_pairs(load_recogniser(shared / "models" / "mobilefacenet_ms1m.onnx"), source, replicates=10)
     assert (result.genuine, result.impostor, result.auc) == (10, 0, None)
     assert result.accuracy >= 0.8
 

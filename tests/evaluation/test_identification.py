@@ -23,9 +23,7 @@ def faces(people: int, images: int, noise: float, seed: int = 0) -> tuple[Array,
     ), names
 
 
-def obvious_rank(
-    probe: Array, own: Any, gallery: Array, names: Array, pool: Callable[[list[float]], float]
-) -> int:
+def obvious_rank(probe: Array, own: Any, gallery: Array, names: Array, pool: Callable[[list[float]], float]) -> int:
     """Place of the own person, 1 the best."""
     scores = {}
     for person in set(names):

@@ -32,9 +32,7 @@ def scene(seed: int, height: int, width: int, dtype: torch.dtype = torch.float64
 )
 def test_agrees_with_skimage(seed: int, height: int, width: int, noise: float) -> None:
     reference = scene(seed, height, width)
-    images = (
-        reference + noise * torch.tensor(np.random.default_rng(seed).normal(size=reference.shape))
-    ).clamp(0, 1)
+    images = (reference + noise * torch.tensor(np.random.default_rng(seed).normal(size=reference.shape))).clamp(0, 1)
     for found, image, truth in zip(ssim(images, reference), images.numpy(), reference.numpy(), strict=True):
         expected = structural_similarity(
             image,
@@ -47,21 +45,15 @@ def test_agrees_with_skimage(seed: int, height: int, width: int, noise: float) -
         )
         assert float(found) == pytest.approx(expected, abs=1e-10)
     if noise:
-        for found, image, truth in zip(
-            psnr(images, reference), images.numpy(), reference.numpy(), strict=True
-        ):
-            assert float(found) == pytest.approx(
-                peak_signal_noise_ratio(truth, image, data_range=1), abs=1e-9
-            )
+        for found, image, truth in zip(psnr(images, reference), images.numpy(), reference.numpy(), strict=True):
+            assert float(found) == pytest.approx(peak_signal_noise_ratio(truth, image, data_range=1), abs=1e-9)
 
 
 def test_float32_is_good_to_five_digits() -> None:
     # flat, bright images are the hard case: their variance is a difference of nearly equal squares
     flat = torch.full((1, 3, 112, 112), 0.97, dtype=torch.float64)
     reference = torch.cat([scene(0, 112, 112), flat])
-    images = (reference + 0.004 * torch.tensor(np.random.default_rng(0).normal(size=reference.shape))).clamp(
-        0, 1
-    )
+    images = (reference + 0.004 * torch.tensor(np.random.default_rng(0).normal(size=reference.shape))).clamp(0, 1)
     exact = ssim(images, reference)
     rough = ssim(images.float(), reference.float())
     assert rough.dtype == torch.float32

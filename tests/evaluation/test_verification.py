@@ -77,8 +77,7 @@ def test_verification_reports_those_folds(golden: Golden) -> None:
 def test_roc_matches_the_heterogeneous_reference(golden: Golden) -> None:
     recorded = golden("hfr_metrics.npz")
     gallery, probe = (
-        rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        for rows in (recorded["gallery"], recorded["probe"])
+        rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (recorded["gallery"], recorded["probe"])
     )
     same = recorded["probe_id"][:, None] == recorded["gallery_id"]
     curve = roc((probe @ gallery.T).ravel(), same.ravel())
@@ -222,13 +221,9 @@ def test_people_make_wider_intervals_than_pairs() -> None:
     first, second = pairs(labels, 1000)
     same = labels[first] == labels[second]
     by_pairs = verification(embeddings[first], embeddings[second], same)
-    by_people = verification(
-        embeddings[first], embeddings[second], same, groups=(labels[first], labels[second])
-    )
+    by_people = verification(embeddings[first], embeddings[second], same, groups=(labels[first], labels[second]))
     assert by_people.accuracy == by_pairs.accuracy
-    assert by_people.accuracy_high - by_people.accuracy_low > 1.3 * (
-        by_pairs.accuracy_high - by_pairs.accuracy_low
-    )
+    assert by_people.accuracy_high - by_people.accuracy_low > 1.3 * (by_pairs.accuracy_high - by_pairs.accuracy_low)
     assert "15 people" in by_people.interval
     assert "2000 pairs" in by_pairs.interval
     for result in (by_pairs, by_people):
@@ -330,9 +325,7 @@ def test_default_thresholds_cannot_be_changed() -> None:
         ),
     ],
 )
-def test_refusals(
-    first: Array, second: Array, same: list[int], options: dict[str, Any], message: str
-) -> None:
+def test_refusals(first: Array, second: Array, same: list[int], options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         verification(first, second, same, **options)
 

@@ -50,9 +50,7 @@ def test_golden(case: str, golden: Callable[[str], Any]) -> None:
         logits = head(embeddings, labels)
         loss = F.cross_entropy(logits, labels)
         loss.backward()
-        np.testing.assert_allclose(
-            logits.detach().numpy(), numbers[f"{case}/logits"][call], atol=1e-3, rtol=0
-        )
+        np.testing.assert_allclose(logits.detach().numpy(), numbers[f"{case}/logits"][call], atol=1e-3, rtol=0)
         np.testing.assert_allclose(loss.item(), numbers[f"{case}/loss"][call], rtol=1e-4)
         expected = numbers[f"{case}/grad"][call]
         assert embeddings.grad is not None
@@ -155,9 +153,7 @@ def test_logits_stay_float32_under_autocast(name: str, generator: torch.Generato
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(MethodError, match=r"unknown head 'sphereface'; expected one of arcface, cosface"):
         build_head("sphereface", embedding_size=8, classes=5)
-    with pytest.raises(
-        MethodError, match=r"head 'cosface' has no option 'easy_margin'; it has scale, margin"
-    ):
+    with pytest.raises(MethodError, match=r"head 'cosface' has no option 'easy_margin'; it has scale, margin"):
         build_head("cosface", embedding_size=8, classes=5, easy_margin=True)
     with pytest.raises(MethodError, match=r"head 'softmax' has no option 'scale'; it has none"):
         build_head("softmax", embedding_size=8, classes=5, scale=30.0)
@@ -173,7 +169,5 @@ def test_bad_shapes_are_refused() -> None:
     head = build_head("arcface", embedding_size=8, classes=5)
     with pytest.raises(ShapeError, match=r"embeddings have shape \(2, 7\); expected \(B, 8\)"):
         head(torch.zeros(2, 7), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(
-        ShapeError, match=r"labels are torch\.int64 of shape \(3,\); expected torch\.int64 \(2,\)"
-    ):
+    with pytest.raises(ShapeError, match=r"labels are torch\.int64 of shape \(3,\); expected torch\.int64 \(2,\)"):
         head(torch.zeros(2, 8), torch.zeros(3, dtype=torch.int64))

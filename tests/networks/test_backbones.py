@@ -106,9 +106,7 @@ def test_block_features_are_those_of_the_forward_pass(name: str, generator: torc
     chosen = backbone.block_features(images, {7, 1})
     assert [torch.equal(a, b) for a, b in zip(chosen, (every[1], every[7]), strict=True)] == [True, True]
     torch.testing.assert_close(backbone.output(every[-1]), backbone(images))
-    with pytest.raises(
-        ShapeError, match=r"block indices \[1, 8\] asked of .*; expected one or more of 0\.\.7"
-    ):
+    with pytest.raises(ShapeError, match=r"block indices \[1, 8\] asked of .*; expected one or more of 0\.\.7"):
         backbone.block_features(images, [1, 8])
 
 
@@ -187,7 +185,5 @@ def test_bad_arguments_are_refused() -> None:
         build_backbone("ir18", width=0)
     with pytest.raises(MethodError, match=r"input_size is 8; expected at least 16"):
         build_backbone("ir18", input_size=(112, 8))
-    with pytest.raises(
-        ShapeError, match=r"ir18 got input of shape \(1, 4, 112, 112\); expected \(B, 3, 112, 112\)$"
-    ):
+    with pytest.raises(ShapeError, match=r"ir18 got input of shape \(1, 4, 112, 112\); expected \(B, 3, 112, 112\)$"):
         tiny("ir18")(torch.zeros(1, 4, 112, 112))

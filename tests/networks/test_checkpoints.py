@@ -106,9 +106,7 @@ def test_cvlface_states_its_channel_order_beside_the_weights(original: Backbone,
     assert load_checkpoint(path).preprocessing.channel_order == "bgr"
 
 
-@pytest.mark.parametrize(
-    "name", ["ir-se34", "ir152", "mobilefacenet", "mobilefacenet-96", "mobilefacenet-client"]
-)
+@pytest.mark.parametrize("name", ["ir-se34", "ir152", "mobilefacenet", "mobilefacenet-96", "mobilefacenet-client"])
 def test_architecture_is_read_from_names_and_shapes(name: str, save: Save) -> None:
     size = (112, 96) if name.endswith("96") else (48, 48)
     options: dict[str, Any] = {"in_channels": 7, "embedding_size": 24, "width": 0.125, "input_size": size}
@@ -193,9 +191,7 @@ def test_teacher(shared: Path) -> None:
     assert checkpoint.layout == "MobileFaceNet_Pytorch, under 'net_state_dict'"
     assert checkpoint.backbone.name == "mobilefacenet-96"
     assert checkpoint.backbone.stage_shapes() == ((64, 56, 48), (64, 28, 24), (128, 14, 12), (128, 7, 6))
-    assert str(checkpoint.preprocessing) == (
-        "RGB 112x96, (pixel - 127.5) / 128 (MobileFaceNet_Pytorch convention)"
-    )
+    assert str(checkpoint.preprocessing) == ("RGB 112x96, (pixel - 127.5) / 128 (MobileFaceNet_Pytorch convention)")
     assert checkpoint.dropped == ()
     assert checkpoint.sha256.startswith("e839247cdbdf")
 
@@ -243,9 +239,7 @@ def test_every_misfit_is_reported_at_once(original: Backbone, save: Save) -> Non
 def test_a_long_list_of_misfits_is_cut_in_the_message_only(original: Backbone, save: Save) -> None:
     state = {key: value for key, value in original.state_dict().items() if "output_layer" not in key}
     state |= {f"body.0.other.{index}": torch.zeros(1) for index in range(20)}
-    with pytest.raises(
-        MismatchError, match=r"unexpected \(20\): body\.0\.other\.0, .* and 12 more"
-    ) as caught:
+    with pytest.raises(MismatchError, match=r"unexpected \(20\): body\.0\.other\.0, .* and 12 more") as caught:
         load_checkpoint(save(state))
     assert len(caught.value.unexpected) == 20
 
@@ -308,13 +302,9 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, save: Save, original: Bac
     refuse(written("noise.pth", bytes(range(256)) * 9), r"noise\.pth ")
     refuse(written("short.pth", whole[: len(whole) // 2]), r"short\.pth is not a readable PyTorch file")
     refuse(written("plain.pth", pickle.dumps([1, 2], protocol=2)), r"plain\.pth ")
-    refuse(
-        written("noise.safetensors", b"\xff" * 64), r"noise\.safetensors is not a readable safetensors file"
-    )
+    refuse(written("noise.safetensors", b"\xff" * 64), r"noise\.safetensors is not a readable safetensors file")
     refuse(save([1, 2]), r"holds no tensors where a state_dict is expected \(list\)")
-    refuse(
-        save({"epoch": 3, "args": {}}), r"holds no tensors .* \(keys epoch, args\); expected one at the top"
-    )
+    refuse(save({"epoch": 3, "args": {}}), r"holds no tensors .* \(keys epoch, args\); expected one at the top")
     refuse(save({"state_dict": {}}), r"holds no tensors")
     refuse(save(prefixed(HEAD, "head.")), r"holds no backbone that ppfr knows; .*its 0 keys")
     refuse(

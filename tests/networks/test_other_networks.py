@@ -57,9 +57,7 @@ def test_pfld_golden(wrap: Callable[[Any], Any], reference: Any, save: Callable[
         landmarks = network(reference.image("image"))
     assert landmarks.shape == (1, 98, 2)
     reference.check(f"{PFLD}/landmarks", landmarks)
-    with pytest.raises(
-        ShapeError, match=r"images have shape \(1, 3, 96, 96\); PFLD expects \(B, 3, 112, 112\)"
-    ):
+    with pytest.raises(ShapeError, match=r"images have shape \(1, 3, 96, 96\); PFLD expects \(B, 3, 112, 112\)"):
         network(torch.zeros(1, 3, 96, 96))
 
 
@@ -70,9 +68,7 @@ def test_pfld_refuses_other_weights(save: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("channels", [192, 3])
 def test_unet_has_the_names_and_shapes_of_the_reference(channels: int, shared: Path) -> None:
-    peer = json.loads((shared / "golden" / "minusface_models.json").read_text())[
-        f"UNet({channels},{channels})"
-    ]
+    peer = json.loads((shared / "golden" / "minusface_models.json").read_text())[f"UNet({channels},{channels})"]
     network = build_unet(in_channels=channels, out_channels=channels)
     assert [[key, list(value.shape)] for key, value in network.state_dict().items()] == peer["state_dict"]
     assert sum(p.numel() for p in network.parameters()) == peer["parameters"]

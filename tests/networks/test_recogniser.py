@@ -87,9 +87,7 @@ def write_graph(
 
 @pytest.mark.parametrize(("batch", "reshape"), [("N", False), (1, True), (4, False)])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_onnx_with_free_and_fixed_batches(
-    batch: int | str, reshape: bool, threads: int, tmp_path: Path
-) -> None:
+def test_onnx_with_free_and_fixed_batches(batch: int | str, reshape: bool, threads: int, tmp_path: Path) -> None:
     matrix = write_graph(tmp_path / "net.onnx", batch=batch, reshape=reshape)
     recogniser = load_recogniser(tmp_path / "net.onnx")
     torch.set_num_threads(threads)
@@ -111,9 +109,7 @@ def test_onnx_with_free_and_fixed_batches(
         (2, 0.0, "the graph normalises pixels itself"),
     ],
 )
-def test_onnx_preprocessing_is_read_from_the_graph(
-    nodes: int, mean: float, source: str, tmp_path: Path
-) -> None:
+def test_onnx_preprocessing_is_read_from_the_graph(nodes: int, mean: float, source: str, tmp_path: Path) -> None:
     write_graph(tmp_path / "net.onnx", batch=1, nodes_before=nodes)
     preprocessing = load_recogniser(tmp_path / "net.onnx").preprocessing
     assert preprocessing.mean == (mean,) * 3
@@ -147,9 +143,7 @@ def test_onnx_files_that_are_no_recognisers(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"failed on float32 input of shape \(2, 3, 32, 32\): .*MatMul"):
         load_recogniser(path).embed(images(2, SIDE))
     write_graph(path, batch="N", reshape=True, multiply=False)
-    with pytest.raises(
-        CheckpointError, match=r"turned 2 images into an output of shape \(1, 6144\); expected a row"
-    ):
+    with pytest.raises(CheckpointError, match=r"turned 2 images into an output of shape \(1, 6144\); expected a row"):
         load_recogniser(path).embed(images(2, SIDE))
 
 
@@ -186,9 +180,7 @@ def test_bad_preprocessing_is_refused() -> None:
         Preprocessing(channel_order="grb")  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=r"std > 0"):
         Preprocessing(std=(1, 0, 1))
-    with pytest.raises(
-        ShapeError, match=r"size is \(96, 112\); expected \(height, width\) with width at most"
-    ):
+    with pytest.raises(ShapeError, match=r"size is \(96, 112\); expected \(height, width\) with width at most"):
         Preprocessing(size=(96, 112))
     with pytest.raises(ShapeError, match=r"images are torch\.uint8 .*expected float \(B, 3, H, W\)"):
         Preprocessing()(torch.zeros(1, 3, 112, 112, dtype=torch.uint8))
@@ -210,12 +202,8 @@ def test_embeddings_are_those_of_the_backbone_whatever_the_batch(checkpoint: Pat
 
 
 def test_a_network_that_reads_no_images_is_no_recogniser(save: Callable[..., Path]) -> None:
-    path = save(
-        build_backbone("mobilefacenet-client", in_channels=30, width=0.125).state_dict(), "client.pth"
-    )
-    with pytest.raises(
-        CheckpointError, match=r"client\.pth holds a mobilefacenet-client for 30 input channels"
-    ):
+    path = save(build_backbone("mobilefacenet-client", in_channels=30, width=0.125).state_dict(), "client.pth")
+    with pytest.raises(CheckpointError, match=r"client\.pth holds a mobilefacenet-client for 30 input channels"):
         load_recogniser(path)
 
 
@@ -234,9 +222,7 @@ def faces(shared: Path) -> tuple[Tensor, Tensor]:
                 known.append(torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1)
     chosen = [known for known in people.values() if len(known) == 4]
     assert len(chosen) >= 15
-    return torch.stack([image for known in chosen for image in known]), torch.arange(
-        len(chosen)
-    ).repeat_interleave(4)
+    return torch.stack([image for known in chosen for image in known]), torch.arange(len(chosen)).repeat_interleave(4)
 
 
 def best_pair_accuracy(recogniser: Recogniser, faces: tuple[Tensor, Tensor]) -> float:

@@ -11,32 +11,23 @@ eyes, y points down, z towards the viewer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy.interpolate import PchipInterpolator
 
-Field = npt.NDArray[np.float32]
-Points = npt.NDArray[np.float64]
-Colour = tuple[float, float, float]
+from ppfr.data.facecanvas import LEFT, TOP, Canvas, Field, blur, curve, enlarge, look_up, mix, step
+from ppfr.data.facetraits import Hair, Points, Shot, Traits
+
 
 TEMPLATE = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
 )
 """ArcFace's five landmarks in a 112 x 112 crop: the two eyes, the nose tip, the two mouth corners."""
 
-_LEFT, _TOP, _WIDTH, _HEIGHT = (
-    -68,
-    -66,
-    136,
-    140,
-)  # the canvas, in template pixels: the crop and a margin to turn
 _OVERSAMPLING = 1.3
-_LEVELS = 9
+_LEVELS = 9  # of height at which a ray looks for the relief
 
 # reflectances (linear RGB) between which skin, hair and irises are mixed
 _PALE, _DARK = np.array([0.80, 0.56, 0.45]), np.array([0.17, 0.085, 0.05])
@@ -51,320 +42,17 @@ _GRAIN = np.random.default_rng(0).standard_normal((160, 160, 3), np.float32)
 _BLOOD = np.array([0.42, 0.10, 0.09])
 
 
-_FACTORS, _COMMON = 8, 0.85
-_LOADINGS = np.random.default_rng(1).standard_normal((100, _FACTORS))
-_LOADINGS /= np.linalg.norm(_LOADINGS, axis=1, keepdims=True)
-
-
-def _trait(mean: float, spread: float) -> Any:
-    return field(metadata={"mean": mean, "spread": spread})
-
-
-@dataclass(frozen=True)
-class Traits:
-    """What makes one person: each number is drawn from a normal distribution cut at two deviations."""
-
-    # proportions
-    eye_distance: float = _trait(17.6, 1.1)
-    nose_length: float = _trait(20.5, 2.0)
-    mouth_height: float = _trait(40.5, 2.2)
-    chin_height: float = _trait(63.0, 3.0)
-    face_width: float = _trait(37.0, 1.6)
-    forehead_width: float = _trait(0.95, 0.03)
-    cheek_width: float = _trait(0.97, 0.03)
-    jaw_width: float = _trait(0.81, 0.055)
-    chin_width: float = _trait(0.53, 0.06)
-    depth: float = _trait(34.0, 3.0)
-    # eyes and brows
-    eye_length: float = _trait(7.6, 0.7)
-    eye_opening: float = _trait(3.2, 0.6)
-    eye_tilt: float = _trait(0.5, 0.8)
-    eye_peak: float = _trait(0.46, 0.07)
-    eye_depth: float = _trait(4.0, 1.2)
-    lid_crease: float = _trait(2.0, 0.8)
-    iris_size: float = _trait(3.4, 0.2)
-    iris_tone: float = _trait(1.1, 1.1)
-    eye_bags: float = _trait(0.35, 0.3)
-    brow_height: float = _trait(10.0, 1.4)
-    brow_thickness: float = _trait(1.9, 0.6)
-    brow_length: float = _trait(9.2, 1.2)
-    brow_arch: float = _trait(1.6, 1.2)
-    brow_tilt: float = _trait(0.0, 1.2)
-    brow_density: float = _trait(0.75, 0.2)
-    brow_ridge: float = _trait(1.8, 1.2)
-    # nose
-    nose_height: float = _trait(11.0, 1.8)
-    nose_bridge: float = _trait(3.2, 0.5)
-    nose_hump: float = _trait(0.4, 1.0)
-    nose_tip: float = _trait(4.2, 0.7)
-    nose_wings: float = _trait(7.0, 1.0)
-    nose_turn: float = _trait(0.0, 1.1)
-    # mouth and chin
-    mouth_width: float = _trait(13.4, 1.3)
-    upper_lip: float = _trait(3.8, 0.95)
-    lower_lip: float = _trait(4.9, 1.0)
-    cupid_bow: float = _trait(0.9, 0.5)
-    mouth_corners: float = _trait(0.6, 0.7)
-    lip_colour: float = _trait(0.45, 0.22)
-    chin_bump: float = _trait(3.0, 1.2)
-    chin_cleft: float = _trait(0.2, 0.5)
-    # flesh and age
-    cheekbones: float = _trait(2.5, 1.3)
-    cheek_hollow: float = _trait(0.8, 1.0)
-    folds: float = _trait(0.9, 0.6)
-    forehead_bump: float = _trait(1.0, 1.0)
-    asymmetry: float = _trait(0.0, 0.5)
-    # colour
-    melanin: float = _trait(0.34, 0.24)
-    redness: float = _trait(0.0, 0.05)
-    flush: float = _trait(0.5, 0.25)
-    blotches: float = _trait(0.03, 0.015)
-    freckles: float = _trait(-0.3, 0.7)
-    moles: float = _trait(0.4, 0.8)
-    beard: float = _trait(-0.3, 0.4)
-    # hair and ears
-    hair_tone: float = _trait(1.1, 1.0)
-    hairline: float = _trait(-37.0, 2.0)
-    hair_length: float = _trait(-5.0, 35.0)
-    hair_waves: float = _trait(0.5, 0.4)
-    ear_size: float = _trait(9.5, 1.0)
-    ear_spread: float = _trait(2.6, 0.9)
-
-
-@dataclass(frozen=True)
-class Hair:
-    """A person's hair on one occasion: its own tendency, differently cut and combed."""
-
-    tone: float
-    line: float
-    peak: float
-    temples: float
-    slope: float
-    volume: float
-    length: float
-    waves: float
-
-
-@dataclass(frozen=True)
-class Shot:
-    """What changes from picture to picture of one person; angles in radians."""
-
-    yaw: float
-    pitch: float
-    roll: float
-    smile: float
-    mouth_open: float
-    eyelids: float
-    brows: float
-    gaze: tuple[float, float]
-    light: Points  # towards the lamp, unit length
-    lamp: float  # its share of all light
-    light_colour: Points
-    shadow: float
-    sheen: float
-    exposure: float
-    white_balance: Points
-    contrast: float
-    blur: float
-    noise: float
-    misalignment: Points  # of the five landmarks, in pixels
-    glasses: float  # 0 for none, else the darkness of the frame
-    stubble: float
-    flush: float
-
-
-def draw_traits(rng: np.random.Generator) -> Traits:
-    """Draw a person.
-
-    As in people, traits go together: a few factors carry most of each trait's variance, the rest is its own. Without
-    them no two of so many independent numbers would ever resemble each other, and recognition would be trivial.
-    """
-    traits = fields(Traits)
-    own = rng.standard_normal(len(traits))
-    common = _LOADINGS[: len(traits)] @ rng.standard_normal(_FACTORS)
-    drawn = np.clip(np.sqrt(_COMMON) * common + np.sqrt(1 - _COMMON) * own, -2, 2)
-    spread = {trait.name: trait.metadata["spread"] * value for trait, value in zip(traits, drawn, strict=True)}
-    return Traits(**{trait.name: trait.metadata["mean"] + float(spread[trait.name]) for trait in traits})
-
-
-def draw_hair(traits: Traits, rng: np.random.Generator) -> Hair:
-    """Draw one occasion's hair for a person."""
-
-    def near(tendency: float, spread: float) -> float:
-        return tendency + spread * float(np.clip(rng.standard_normal(), -2, 2))
-
-    return Hair(
-        tone=near(traits.hair_tone, 0.3),
-        line=near(traits.hairline, 3.0),
-        peak=near(0.0, 2.0),
-        temples=near(13.0, 4.5),
-        slope=near(0.0, 0.1),
-        volume=near(5.0, 2.2),
-        length=near(traits.hair_length, 25.0),
-        waves=near(traits.hair_waves, 0.2),
-    )
-
-
-def draw_shot(rng: np.random.Generator) -> Shot:
-    """Draw the circumstances of one picture."""
-
-    def normal(spread: float, most: float = 2.0) -> float:
-        return spread * float(np.clip(rng.standard_normal(), -most, most))
-
-    azimuth, elevation = normal(0.95, 1.5), 0.35 + normal(0.4)
-    light = np.array([np.sin(azimuth) * np.cos(elevation), -np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
-    return Shot(
-        yaw=normal(0.23),
-        pitch=normal(0.15),
-        roll=normal(0.03),
-        smile=float(np.clip(rng.normal(0.3, 0.5), -0.4, 1.1)),
-        mouth_open=max(0.0, float(rng.normal(-0.15, 0.45))),
-        eyelids=float(np.clip(rng.normal(1.0, 0.2), 0.25, 1.3)),
-        brows=normal(1.0),
-        gaze=(normal(0.9), normal(0.4)),
-        light=light,
-        lamp=float(rng.uniform(0.45, 0.92)),
-        light_colour=1 + np.clip(rng.normal(0, 0.07, 3), -0.15, 0.15),
-        shadow=float(rng.uniform(0.2, 0.8)),
-        sheen=float(rng.uniform(0.0, 0.35)),
-        exposure=float(np.exp(normal(0.24))),
-        white_balance=np.exp(np.clip(rng.normal(0, 0.06, 3), -0.12, 0.12)),
-        contrast=float(np.exp(normal(0.12))),
-        blur=max(0.0, float(rng.normal(0.45, 0.5))),
-        noise=float(rng.uniform(0.0, 0.035)),
-        misalignment=np.clip(rng.normal(0, 1.3, (5, 2)), -2.6, 2.6),
-        glasses=float(rng.uniform(0.2, 1.0)) if rng.random() < 0.16 else 0.0,
-        stubble=max(0.0, normal(0.2)),
-        flush=normal(0.25),
-    )
-
-
-class _Canvas:
-    """Coordinates of the drawing, `scale` pixels to a template pixel."""
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-        self.width, self.height = round(_WIDTH * scale), round(_HEIGHT * scale)
-        self.x = ((np.arange(self.width, dtype=np.float32) + 0.5) / scale + _LEFT)[None, :]
-        self.y = ((np.arange(self.height, dtype=np.float32) + 0.5) / scale + _TOP)[:, None]
-
-    def bump(self, image: Field, height: float, x: float, y: float, sx: float, sy: float) -> None:
-        """Add a Gaussian hill (a hollow if `height` is below 0) to `image` in place."""
-        reach = 3.3
-        columns = self._span(x - reach * sx - _LEFT, x + reach * sx - _LEFT)
-        rows = self._span(y - reach * sy - _TOP, y + reach * sy - _TOP)
-        across = np.exp(-0.5 * ((self.x[:, columns] - np.float32(x)) / np.float32(sx)) ** 2)
-        down = np.exp(-0.5 * ((self.y[rows] - np.float32(y)) / np.float32(sy)) ** 2)
-        image[rows, columns] += (np.float32(height) * down) * across
-
-    def _span(self, low: float, high: float) -> slice:
-        return slice(max(0, int(low * self.scale)), max(0, int(high * self.scale) + 1))
-
-    def pixels(self, points: Points) -> Points:
-        """Canvas pixel coordinates (centres at whole numbers) of points (n, 2)."""
-        return (points - (_LEFT, _TOP)) * self.scale - 0.5
-
-    def noise(self, rng: np.random.Generator, rows: int, columns: int) -> Field:
-        """Smooth noise of unit deviation with so many knots; the same picture at every scale."""
-        knots = rng.standard_normal((rows, columns), np.float32)
-        return _enlarge(knots, self.width, self.height)
-
-    def sample(self, image: Field, x: float, y: float) -> float:
-        column, row = self.pixels(np.array([[x, y]]))[0].round().astype(int)
-        return float(image[np.clip(row, 0, self.height - 1), np.clip(column, 0, self.width - 1)])
-
-
-def _blur(image: Field, deviation: float) -> Field:
-    return np.asarray(cv2.GaussianBlur(image, (0, 0), deviation), np.float32)
-
-
-def _enlarge(image: Field, width: int, height: int) -> Field:
-    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
-
-
-def _look_up(image: cv2.typing.MatLike, columns: Field, rows: Field) -> Field:
-    """`image` between its pixels at (columns, rows), and at its border beyond it."""
-    seen = cv2.remap(image, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(seen, np.float32)
-
-
-def _step(value: Field, softness: float) -> Field:
-    """0 below 0, 1 above `softness`, smooth between."""
-    t = np.clip(value / np.float32(softness), 0, 1)
-    return np.asarray(t * t * (3 - 2 * t), np.float32)
-
-
-def _curve(y: Field, knots: Sequence[tuple[float, float]]) -> Field:
-    """A smooth curve through (y, value) knots that does not overshoot, constant beyond them."""
-    at, value = zip(*knots, strict=True)
-    return np.asarray(PchipInterpolator(at, value)(np.clip(y, at[0], at[-1])), np.float32)
-
-
-def _mix(colours: Points, tone: float) -> Points:
-    """Between neighbouring rows of `colours`."""
-    place = float(np.clip(tone, 0, len(colours) - 1.001))
-    low = int(place)
-    return np.asarray(colours[low] + (place - low) * (colours[low + 1] - colours[low]))
-
-
-def _paint(
-    canvas: _Canvas, image: Field, points: Points, colour: Points, opacity: float = 1.0, soft: float = 0.0
-) -> None:
-    """Blend a filled polygon into `image` in place; `soft` blurs its edge by so many template pixels."""
-    _blend(canvas, image, canvas.pixels(points), colour, opacity, soft, None)
-
-
-def _stroke(
-    canvas: _Canvas,
-    image: Field,
-    points: Points,
-    colour: Points,
-    width: float,
-    opacity: float = 1.0,
-    soft: float = 0.0,
-) -> None:
-    """Blend an open line of so many template pixels' width into `image` in place."""
-    _blend(canvas, image, canvas.pixels(points), colour, opacity, soft, width * canvas.scale)
-
-
-def _blend(
-    canvas: _Canvas,
-    image: Field,
-    pixels: Points,
-    colour: Points,
-    opacity: float,
-    soft: float,
-    width: float | None,
-) -> None:
-    margin = int((width or 0) / 2 + 3 * soft * canvas.scale) + 2
-    low = np.maximum(np.floor(pixels.min(axis=0)).astype(int) - margin, 0)
-    high = np.minimum(np.ceil(pixels.max(axis=0)).astype(int) + margin + 1, (canvas.width, canvas.height))
-    if (high <= low).any():
-        return
-    fine = 1 if width is None else 4  # lines have whole widths: they are drawn four times finer, then averaged
-    shape = int(high[1] - low[1]), int(high[0] - low[0])
-    mask = np.zeros((shape[0] * fine, shape[1] * fine), np.uint8)
-    inside = [np.round(((pixels - low + 0.5) * fine - 0.5) * 16).astype(np.int32)]
-    if width is None:
-        cv2.fillPoly(mask, inside, 255, lineType=cv2.LINE_AA, shift=4)
-    else:
-        cv2.polylines(mask, inside, False, 255, max(1, round(width * fine)), lineType=cv2.LINE_8, shift=4)
-    small = cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_AREA)
-    cover = np.asarray(small, np.float32) * np.float32(opacity / 255)
-    if soft:
-        cover = _blur(cover, soft * canvas.scale)
-    part = image[low[1] : high[1], low[0] : high[0]]
-    part += cover[:, :, None] * (np.asarray(colour, np.float32) - part)
-
-
 class Person:
     """One person's head; `rng` places moles and freckles. It must `wear` some hair before it is photographed."""
 
     def __init__(self, traits: Traits, rng: np.random.Generator, size: int = 112) -> None:
         self.traits = traits
         self.size = size
-        self.canvas = _Canvas(_OVERSAMPLING * size / 112)
+        self.canvas = Canvas(_OVERSAMPLING * size / 112)
         self.skin = self._skin_tone()
+        iris = mix(_IRIS, traits.iris_tone)
+        rings = ((1.0, 0.35 * iris), (0.86, iris), (0.6, 1.35 * iris), (0.42, np.full(3, 0.02)))
+        self._iris = [(radius * traits.iris_size, tone) for radius, tone in rings]
         self.outline = self._outline()
         relief, cover = self._head()
         self._bald = relief, cover, self._skin(rng), self._beard(rng)
@@ -391,14 +79,14 @@ class Person:
             (1.04 * chin, 0.0),
         ]
         # through the squares of the widths, so that crown and chin are round
-        squares = _curve(self.canvas.y, [(y, half**2) for y, half in knots])
+        squares = curve(self.canvas.y, [(y, half**2) for y, half in knots])
         return np.maximum(w * np.sqrt(np.maximum(squares, 0)), np.float32(0.01))
 
     def _head(self) -> tuple[Field, Field]:
         """The relief (H, W) and how much of each pixel the head with neck and ears covers."""
         t, canvas = self.traits, self.canvas
         chin = t.chin_height
-        profile = _curve(
+        profile = curve(
             canvas.y,
             [(-66, 0.55), (-45, 0.82), (-25, 0.95), (0, 0.97), (25, 1.0), (0.8 * chin, 0.97), (chin, 0.84)],
         )
@@ -406,19 +94,19 @@ class Person:
         # no steeper at its edge than the largest turn: the silhouette stays the outline and needs no search
         dome = np.clip(1 - across**2.2, 0, 1)
         face = np.where(canvas.y < 1.05 * chin, t.depth * profile * dome, 0).astype(np.float32)
-        cover = _step(self.outline - np.abs(canvas.x), 1.2) * _step(1.03 * chin - canvas.y, 1.5)
+        cover = step(self.outline - np.abs(canvas.x), 1.2) * step(1.03 * chin - canvas.y, 1.5)
 
         neck_width = 0.66 * t.face_width
         bow = np.sqrt(np.clip(1 - (canvas.x / neck_width) ** 2, 0, 1))
-        neck = (0.42 * t.depth * bow * _step(canvas.y - 30, 12)).astype(np.float32)
-        neck_cover = _step(neck_width - np.abs(canvas.x), 2) * _step(canvas.y - 32, 8)
+        neck = (0.42 * t.depth * bow * step(canvas.y - 30, 12)).astype(np.float32)
+        neck_cover = step(neck_width - np.abs(canvas.x), 2) * step(canvas.y - 32, 8)
 
         ears = sum(self._ear(side) for side in (-1, 1))
-        ear_cover = _step(np.asarray(ears, np.float32) - 0.25, 0.25)
+        ear_cover = step(np.asarray(ears, np.float32) - 0.25, 0.25)
         relief = np.maximum(np.maximum(face, neck), 5 * np.asarray(ears, np.float32) * (1 - cover))
         relief += self._features() * cover
         covered = np.maximum(np.maximum(cover, neck_cover), ear_cover)
-        return _blur(relief, 0.7 * canvas.scale), covered
+        return blur(relief, 0.7 * canvas.scale), covered
 
     def _ear(self, side: int) -> Field:
         t, canvas = self.traits, self.canvas
@@ -455,7 +143,7 @@ class Person:
     def _nose(self) -> Field:
         t, canvas = self.traits, self.canvas
         tip = t.nose_length + t.nose_turn
-        ridge = _curve(
+        ridge = curve(
             canvas.y,
             [
                 (-16, 0),
@@ -466,7 +154,7 @@ class Person:
                 (t.nose_length + 7.5, 0),
             ],
         )
-        width = _curve(canvas.y, [(-12, 1.5 * t.nose_bridge), (2, t.nose_bridge), (tip, 1.35 * t.nose_bridge)])
+        width = curve(canvas.y, [(-12, 1.5 * t.nose_bridge), (2, t.nose_bridge), (tip, 1.35 * t.nose_bridge)])
         nose = ridge * np.exp(-0.5 * (np.abs(canvas.x) / width) ** 1.7)
         canvas.bump(nose, 0.26 * t.nose_height, 0, tip - 0.5, 0.8 * t.nose_tip, 0.75 * t.nose_tip)
         for side in (-1, 1):
@@ -480,7 +168,7 @@ class Person:
         t, canvas = self.traits, self.canvas
         tone = 1 + t.blotches * canvas.noise(rng, 9, 9) + 0.025 * canvas.noise(rng, 70, 70)
         blood = 0.05 * canvas.noise(rng, 7, 7)
-        tone *= 1 - 0.35 * _step(canvas.y - 0.99 * t.chin_height, 6)
+        tone *= 1 - 0.35 * step(canvas.y - 0.99 * t.chin_height, 6)
         for side in (-1, 1):
             canvas.bump(blood, t.flush, side * 21, 21, 9, 9)
             canvas.bump(tone, -0.22 * max(0.0, t.eye_bags), side * t.eye_distance * 0.95, 5.5, 5.5, 2.2)
@@ -500,24 +188,24 @@ class Person:
     def _spot(self, image: Field, x: float, y: float, radius: float, colour: Points, opacity: float) -> None:
         angle = np.linspace(0, 2 * np.pi, 9)[:-1]
         circle = np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1)
-        _paint(self.canvas, image, circle, colour, opacity, soft=0.25)
+        self.canvas.paint(image, circle, colour, opacity, soft=0.25)
 
     def _beard(self, rng: np.random.Generator) -> Field:
         """How densely a beard would grow, 0..1 (H, W)."""
         t, canvas = self.traits, self.canvas
-        line = 0.98 * t.mouth_height - 36 * _step(np.abs(canvas.x) / self.outline - 0.42, 0.55)
-        lower = _step(canvas.y - line, 8) * _step(np.abs(canvas.x) - t.mouth_width - 1, 6)
-        lower = np.maximum(lower, _step(canvas.y - t.mouth_height - t.lower_lip - 3, 6))
+        line = 0.98 * t.mouth_height - 36 * step(np.abs(canvas.x) / self.outline - 0.42, 0.55)
+        lower = step(canvas.y - line, 8) * step(np.abs(canvas.x) - t.mouth_width - 1, 6)
+        lower = np.maximum(lower, step(canvas.y - t.mouth_height - t.lower_lip - 3, 6))
         lip = np.zeros_like(lower)
         canvas.bump(lip, 1.2, 0, 0.5 * (t.nose_length + t.mouth_height) + 3.2, 11, 2.6)
-        lower = np.clip(np.maximum(lower, lip), 0, 1) * _step(1.04 * t.chin_height - canvas.y, 4)
+        lower = np.clip(np.maximum(lower, lip), 0, 1) * step(1.04 * t.chin_height - canvas.y, 4)
         strands = 1 + 0.35 * canvas.noise(rng, 80, 110)
         return np.asarray(np.clip(lower * strands, 0, 1), np.float32)
 
     def wear(self, hair: Hair, rng: np.random.Generator) -> None:
         """Give the person this hair in place of any other; `rng` places its strands."""
         t, canvas = self.traits, self.canvas
-        self.hair_colour = _mix(_HAIR, hair.tone)
+        self.hair_colour = mix(_HAIR, hair.tone)
         wave = canvas.noise(rng, 6, 9) * (1 + 3 * max(0.0, hair.waves))
         mask, outer, behind = self._haircut(hair, wave)
         streaks = self._strands(hair, rng)
@@ -527,7 +215,7 @@ class Person:
         self.reflectance = skin + share[:, :, None] * (colour - skin)
         bow = 0.3 * t.depth * np.sqrt(np.clip(1 - (canvas.x / (outer + 1)) ** 2, 0, 1))
         thickness = mask * (np.maximum(bow - relief, 0) + np.float32(2.0))
-        relief = relief + _blur(thickness, 1.8 * canvas.scale) + 0.35 * mask * streaks
+        relief = relief + blur(thickness, 1.8 * canvas.scale) + 0.35 * mask * streaks
         cover = np.maximum(mask, 1 - (1 - cover) * (1 - behind * mask))
         self.beard = beard * (1 - mask)
         self.relief = self._extend(relief, cover)
@@ -538,28 +226,28 @@ class Person:
         canvas, long = self.canvas, hair.length > 12
         away = np.abs(canvas.x) / self.traits.face_width
         edge = hair.line - hair.peak * np.exp(-((canvas.x / 7) ** 2)) + hair.temples * away**3
-        top = _step(edge + hair.slope * canvas.x + 0.6 * wave - canvas.y, 4.5)
+        top = step(edge + hair.slope * canvas.x + 0.6 * wave - canvas.y, 4.5)
         volume = max(0.5, hair.volume)
         if long:
-            sides = _step(np.abs(canvas.x) - (0.93 + 0.02 * wave) * self.outline, 3)
-            sides *= _step(hair.length + 2 * wave - canvas.y, 8)
-            fall = _curve(canvas.y, [(-60, 0.8), (-30, 1.0), (0, 1.6), (40, 1.9)])
+            sides = step(np.abs(canvas.x) - (0.93 + 0.02 * wave) * self.outline, 3)
+            sides *= step(hair.length + 2 * wave - canvas.y, 8)
+            fall = curve(canvas.y, [(-60, 0.8), (-30, 1.0), (0, 1.6), (40, 1.9)])
             outer = np.maximum(self.outline, 0.93 * self.traits.face_width) + volume * fall
-            reach = _step(hair.length + 2 * wave - canvas.y, 6)
+            reach = step(hair.length + 2 * wave - canvas.y, 6)
         else:
-            sides = _step(np.abs(canvas.x) - (0.975 + 0.003 * canvas.y) * self.outline, 3) * _step(4 - canvas.y, 16)
-            fall = _curve(canvas.y, [(-60, 0.8), (-30, 1), (-8, 0.8), (8, 0)])
+            sides = step(np.abs(canvas.x) - (0.975 + 0.003 * canvas.y) * self.outline, 3) * step(4 - canvas.y, 16)
+            fall = curve(canvas.y, [(-60, 0.8), (-30, 1), (-8, 0.8), (8, 0)])
             outer = self.outline + volume * fall
-            reach = _step(6 - canvas.y, 6)
+            reach = step(6 - canvas.y, 6)
         behind = (1 - self._bald[1]) * reach
-        mask = np.maximum(np.maximum(top, sides), behind) * _step(outer + 0.4 * wave - np.abs(canvas.x), 2)
+        mask = np.maximum(np.maximum(top, sides), behind) * step(outer + 0.4 * wave - np.abs(canvas.x), 2)
         return np.asarray(np.clip(mask, 0, 1), np.float32), outer, behind
 
     def _extend(self, relief: Field, cover: Field) -> Field:
         """Continue the relief beyond the head, so that a turned head keeps the outline of `cover`."""
         weight = cover**4
-        beyond = _blur(relief * weight, 1.3 * self.canvas.scale)
-        beyond /= _blur(weight, 1.3 * self.canvas.scale) + np.float32(1e-4)
+        beyond = blur(relief * weight, 1.3 * self.canvas.scale)
+        beyond /= blur(weight, 1.3 * self.canvas.scale) + np.float32(1e-4)
         return relief * weight + beyond * (1 - weight)
 
     def _strands(self, hair: Hair, rng: np.random.Generator) -> Field:
@@ -567,12 +255,12 @@ class Person:
         canvas = self.canvas
         if hair.waves > 0.75:
             return canvas.noise(rng, 60, 72)
-        knots = _enlarge(rng.standard_normal((5, 160), np.float32), 640, 40)
+        knots = enlarge(rng.standard_normal((5, 160), np.float32), 640, 40)
         parting = 60 * hair.slope
         around = np.arctan2(canvas.x - parting, canvas.y + 90) / np.pi + 0.5
         along = np.hypot(canvas.x - parting, canvas.y + 90) / 170
         across, down = (around * 639).astype(np.float32), (along * 39).astype(np.float32)
-        return _look_up(knots, across, down)
+        return look_up(knots, across, down)
 
     # ------------------------------------------------------------------ one picture
 
@@ -583,7 +271,7 @@ class Person:
         columns, rows = self._rays(relief, shot)
 
         def seen(layers: cv2.typing.MatLike) -> Field:
-            return _look_up(layers, columns, rows)
+            return look_up(layers, columns, rows)
 
         scale = self.canvas.scale / 8
         slope_x = cv2.Sobel(relief, cv2.CV_32F, 1, 0, ksize=3, scale=scale)
@@ -638,7 +326,7 @@ class Person:
         angle = np.linspace(0, 2 * np.pi, 13)[:-1]
         x = side * 0.52 * t.nose_wings + 1.7 * np.cos(angle)
         y = t.nose_length + 3.0 - 0.4 * t.nose_turn + 0.95 * np.sin(angle) + 0.25 * side * np.cos(angle)
-        _paint(self.canvas, image, np.stack([x, y], axis=1), 0.12 * self.skin, 0.8, soft=0.5)
+        self.canvas.paint(image, np.stack([x, y], axis=1), 0.12 * self.skin, 0.8, soft=0.5)
 
     def _brow(self, image: Field, side: int, shot: Shot) -> None:
         t = self.traits
@@ -649,8 +337,7 @@ class Person:
         half = t.brow_thickness * np.clip(np.minimum(0.55 + 2.2 * s, 1.35 * (1.08 - s)), 0.12, 1)
         shape = np.concatenate([np.stack([x, y - half], 1), np.stack([x, y + half], 1)[::-1]])
         colour = 0.75 * np.minimum(self.hair_colour, 0.55 * self.skin)
-        _paint(
-            self.canvas,
+        self.canvas.paint(
             image,
             shape * (side, 1),
             colour,
@@ -675,33 +362,20 @@ class Person:
         upper, lower = self._lids(side, shot)
         dark = 0.25 * np.minimum(self.hair_colour, 0.3 * self.skin)
         crease = upper + np.array([0, -max(0.7, t.lid_crease)])
-        _stroke(canvas, image, crease, 0.45 * self.skin, 0.8, 0.55, soft=0.35)
+        canvas.stroke(image, crease, 0.45 * self.skin, 0.8, 0.55, soft=0.35)
         ball = np.concatenate([upper, lower[::-1]])
         inside = np.zeros((*image.shape[:2], 1), np.float32)
-        _paint(canvas, inside, ball, np.ones(1))
-        rows, columns = self._around(ball)
+        canvas.paint(inside, ball, np.ones(1))
+        rows, columns = canvas.around(ball)
         eye = np.empty(image[rows, columns].shape, np.float32)
         eye[:] = np.array([0.50, 0.46, 0.44])
         full = image[rows, columns]
-        frame = _Window(canvas, rows, columns)
         iris_at = np.array([side * t.eye_distance + shot.gaze[0], -0.35 + shot.gaze[1]])
-        colour = _mix(_IRIS, t.iris_tone)
-        for radius, tone in (
-            (1.0, 0.35 * colour),
-            (0.86, colour),
-            (0.6, 1.35 * colour),
-            (0.42, 0.02 + 0 * colour),
-        ):
-            frame.disc(eye, iris_at, radius * t.iris_size, tone)
+        canvas.disc(eye, (rows.start, columns.start), iris_at, self._iris)
         shade = np.clip((canvas.y[rows] - upper[:, 1].min()) / 2.6 + 0.35, 0.35, 1)[:, :, None]
         full += inside[rows, columns] * (eye * shade - full)
-        _stroke(canvas, image, upper, dark, 1.0, 0.9, soft=0.2)
-        _stroke(canvas, image, lower[2:], 0.4 * self.skin, 0.5, 0.5, soft=0.2)
-
-    def _around(self, points: Points) -> tuple[slice, slice]:
-        pixels = self.canvas.pixels(points)
-        low, high = np.floor(pixels.min(axis=0)).astype(int) - 2, np.ceil(pixels.max(axis=0)).astype(int) + 3
-        return slice(low[1], high[1]), slice(low[0], high[0])
+        canvas.stroke(image, upper, dark, 1.0, 0.9, soft=0.2)
+        canvas.stroke(image, lower[2:], 0.4 * self.skin, 0.5, 0.5, soft=0.2)
 
     def _lips(self, image: Field, shot: Shot) -> None:
         t, canvas = self.traits, self.canvas
@@ -721,11 +395,10 @@ class Person:
         line = np.stack([x, seam], axis=1)
         under = np.stack([x, seam + gape], axis=1)
         whole = np.concatenate([np.stack([x, lip_top], 1), np.stack([x, lip_bottom], 1)[::-1]])
-        _paint(canvas, image, whole, red, 0.8, soft=0.45)
-        _paint(canvas, image, np.concatenate([np.stack([x, lip_top], 1), line[::-1]]), 0.8 * red, 0.5, soft=0.3)
+        canvas.paint(image, whole, red, 0.8, soft=0.45)
+        canvas.paint(image, np.concatenate([np.stack([x, lip_top], 1), line[::-1]]), 0.8 * red, 0.5, soft=0.3)
         if shot.mouth_open > 0.12:
-            _paint(
-                canvas,
+            canvas.paint(
                 image,
                 np.concatenate([line, under[::-1]]),
                 np.array([0.04, 0.012, 0.012]),
@@ -735,8 +408,8 @@ class Person:
             teeth = np.minimum(seam + 2.6, seam + 0.75 * gape)
             row = slice(4, -4)
             shape = np.concatenate([line[row], np.stack([x, teeth], 1)[row][::-1]])
-            _paint(canvas, image, shape, np.array([0.50, 0.47, 0.42]), 0.9, soft=0.25)
-        _stroke(canvas, image, line, 0.22 * red, 0.7, 0.75, soft=0.25)
+            canvas.paint(image, shape, np.array([0.50, 0.47, 0.42]), 0.9, soft=0.25)
+        canvas.stroke(image, line, 0.22 * red, 0.7, 0.75, soft=0.25)
 
     def _shadow(self, relief: Field, light: Points) -> Field:
         """How far each pixel lies in the shadow of something nearer to the lamp, 0..1."""
@@ -753,7 +426,7 @@ class Person:
             ahead = np.asarray(cv2.warpAffine(small, move, size, borderMode=cv2.BORDER_REPLICATE), np.float32)
             excess = ahead - small - np.float32(distance * light[2] / flat)
             shade = np.maximum(shade, np.float32(0.4) * excess)
-        return _enlarge(_blur(np.minimum(shade, 1), 0.8 * scale), self.canvas.width, self.canvas.height)
+        return enlarge(blur(np.minimum(shade, 1), 0.8 * scale), self.canvas.width, self.canvas.height)
 
     def _highlights(self, image: Field, shot: Shot) -> None:
         t = self.traits
@@ -772,11 +445,11 @@ class Person:
             x = side * (t.eye_distance + 0.5) + 12.0 * np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** 0.7
             y = 2 + 8.5 * np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** 0.7
             rim = np.stack([x, y], axis=1)
-            _stroke(canvas, image, rim, colour, 1.3, 0.9, soft=0.2)
+            canvas.stroke(image, rim, colour, 1.3, 0.9, soft=0.2)
             temple = np.array([[side * (t.eye_distance + 12), 0.0], [side * (t.face_width + 3), -1.0]])
-            _stroke(canvas, image, temple, colour, 1.2, 0.85, soft=0.2)
+            canvas.stroke(image, temple, colour, 1.2, 0.85, soft=0.2)
         bridge = np.array([[-t.eye_distance + 11, 1.0], [0, -0.8], [t.eye_distance - 11, 1.0]])
-        _stroke(canvas, image, bridge, colour, 1.2, 0.9, soft=0.2)
+        canvas.stroke(image, bridge, colour, 1.2, 0.9, soft=0.2)
 
     def _rays(self, relief: Field, shot: Shot) -> tuple[Field, Field]:
         """Where on the canvas (columns, rows) each pixel of the posed and aligned picture looks."""
@@ -794,7 +467,7 @@ class Person:
         across, down = np.meshgrid(grid - offset[0], grid - offset[1], sparse=True)
         foot = [
             ((back[axis, 0] * across + back[axis, 1] * down) / squeeze[axis] - corner) * canvas.scale - 0.5
-            for axis, corner in enumerate((_LEFT, _TOP))
+            for axis, corner in enumerate((LEFT, TOP))
         ]
         step = canvas.scale * lean / squeeze
         return self._meet(relief, foot[0].astype(np.float32), foot[1].astype(np.float32), step)
@@ -804,7 +477,7 @@ class Person:
         size = self.size
         levels = np.linspace(float(relief.max()) + 0.01, 0, _LEVELS, dtype=np.float32)[:, None, None]
         over = columns - levels * np.float32(step[0]), rows - levels * np.float32(step[1])
-        below = _look_up(relief, over[0].reshape(-1, size), over[1].reshape(-1, size))
+        below = look_up(relief, over[0].reshape(-1, size), over[1].reshape(-1, size))
         depth = below.reshape(_LEVELS, size, size) - levels
         depth[0] = -1  # nothing is in front of the first level
         depth[-1] = np.maximum(depth[-1], 0)  # beyond the relief a ray ends at the last
@@ -821,18 +494,6 @@ class Person:
         return np.array(
             [(-t.eye_distance, 0), (t.eye_distance, 0), (0, t.nose_length), (-width, corner), (width, corner)]
         )
-
-
-class _Window:
-    """Discs in a part of the canvas."""
-
-    def __init__(self, canvas: _Canvas, rows: slice, columns: slice) -> None:
-        self.x, self.y, self.soft = canvas.x[:, columns], canvas.y[rows], 1 / canvas.scale
-
-    def disc(self, image: Field, centre: Points, radius: float, colour: Points) -> None:
-        distance = np.hypot(self.x - np.float32(centre[0]), self.y - np.float32(centre[1]))
-        cover = np.clip((np.float32(radius) - distance) / np.float32(self.soft) + 0.5, 0, 1)[:, :, None]
-        image += cover * (np.asarray(colour, np.float32) - image)
 
 
 def _similarity(source: Points, target: Points) -> tuple[Points, Points]:
@@ -871,14 +532,14 @@ def _light(reflectance: Field, shape: Field, gloss: Field, shot: Shot) -> Field:
 def _background(size: int, rng: np.random.Generator) -> Field:
     base = rng.uniform(0.02, 0.6) * (1 + rng.normal(0, 0.1, 3))
     knots = (base * np.exp(rng.normal(0, 0.45, (5, 5, 1)) + rng.normal(0, 0.06, (5, 5, 3)))).astype(np.float32)
-    return np.clip(_enlarge(knots, size, size), 0, 1)
+    return np.clip(enlarge(knots, size, size), 0, 1)
 
 
 def _develop(linear: Field, shot: Shot, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Blur, exposure, white balance, tone curve and noise of a camera."""
     size = linear.shape[0]
     if shot.blur > 0.2:
-        linear = _blur(linear, shot.blur * size / 112)
+        linear = blur(linear, shot.blur * size / 112)
     exposed = linear * (1.25 * shot.exposure * shot.white_balance).astype(np.float32)
     tone = np.sqrt(np.maximum(exposed, 0))
     tone = tone / (1 + np.maximum(tone - 0.7, 0) * 0.6)  # highlights roll off rather than clip

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ppfr.data.facemodel import Person, draw_hair, draw_shot, draw_traits
+from ppfr.data.facemodel import Person
 from ppfr.data.faceset import FaceSet, Indices
+from ppfr.data.facetraits import draw_hair, draw_shot, draw_traits
 from ppfr.data.images import FACE_SIZE, Images
 from ppfr.errors import DataError
 
@@ -72,9 +73,11 @@ class SyntheticFaces(FaceSet):
         traits = draw_traits(self._generator(number, 0))
         person = Person(traits, self._generator(number, 1), self.size)
         for occasion in range(OCCASIONS):
-            rng = self._generator(number, 2, occasion)
-            person.wear(draw_hair(traits, rng), rng)
-            for index in indices[indices % self._per_person % OCCASIONS == occasion]:
+            on_it = indices[indices % self._per_person % OCCASIONS == occasion]
+            if len(on_it):
+                rng = self._generator(number, 2, occasion)
+                person.wear(draw_hair(traits, rng), rng)
+            for index in on_it:
                 rng = self._generator(number, 3, int(index) % self._per_person)
                 self._pictures[index] = person.photograph(draw_shot(rng), rng)
                 self._done[index] = True

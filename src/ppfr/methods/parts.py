@@ -25,7 +25,8 @@ class InputScale(nn.Module):
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
         """Set the scale from a sample (N,C,H,W)."""
-        energy = features.float().square().mean(dim=(0, 2, 3)).sqrt()
+        count = features.numel() / features.shape[1]
+        energy = torch.linalg.vector_norm(features.float(), dim=(0, 2, 3)) / count**0.5
         self.scale.copy_(1.0 / energy.clamp_min(1e-8))
 
 

@@ -207,12 +207,12 @@ class StageTrainer:
         self.method.eval().cpu()
         notes: dict[str, Any] = {}
         if stage.calibrate is not None:
-            stage.calibrate(images[:256], generator)
+            stage.calibrate(images[:_LEAST_SAMPLE], generator)
         if stage.trunk is not None:
             if self.recipe.warm_start and self.teacher is not None and can_warm_start(stage.trunk, self.teacher):
                 notes["warm_start"] = warm_start(stage, self.teacher, images, generator).to_dict()
                 if stage.after_warm_start is not None:
-                    stage.after_warm_start(images[:128], generator)
+                    stage.after_warm_start(images[:32], generator)
             elif isinstance(stage.trunk.first_layer, GatedConv2d):
                 notes["aligned_experts"] = align_experts(stage, images, generator)
         self.method.to(self.device)
