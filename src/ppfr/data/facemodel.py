@@ -10,7 +10,6 @@ eyes, y points down, z towards the viewer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import cv2
@@ -19,7 +18,6 @@ import numpy.typing as npt
 
 from ppfr.data.facecanvas import LEFT, TOP, Canvas, Field, blur, curve, enlarge, look_up, mix, step
 from ppfr.data.facetraits import Hair, Points, Shot, Traits
-
 
 TEMPLATE = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]

@@ -133,7 +133,6 @@ class Shot:
     misalignment: Points  # of the five landmarks, in pixels
     glasses: float  # 0 for none, else the darkness of the frame
     stubble: float
-    flush: float
 
 
 def draw_traits(rng: np.random.Generator) -> Traits:
@@ -198,5 +197,4 @@ def draw_shot(rng: np.random.Generator) -> Shot:
         misalignment=np.clip(rng.normal(0, 1.3, (5, 2)), -2.6, 2.6),
         glasses=float(rng.uniform(0.2, 1.0)) if rng.random() < 0.16 else 0.0,
         stubble=max(0.0, normal(0.2)),
-        flush=normal(0.25),
     )
