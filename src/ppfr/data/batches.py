@@ -86,7 +86,7 @@ class Batches:
             raise DataError(f"seed {seed}, epoch {epoch}, start_batch {start_batch}; expected none below 0")
         rest = len(faces) % batch_size
         if drop_last and len(faces) < batch_size:
-            raise DataError(f"{faces.name}: {len(faces)} images do not fill one batch of {batch_size}; lower it")
+            raise DataError(f"{faces.name}: {len(faces)} images do not fill a batch of {batch_size}")
         if not drop_last and 0 < rest < world:
             raise DataError(f"{faces.name}: the last batch has {rest} images for {world} ranks; drop it")
         self.faces = faces

@@ -1,7 +1,7 @@
 """A procedural face: a relief with colours, lit, turned and photographed, from a few dozen numbers.
 
 No photograph and no learned model is behind it. A person is a set of `Traits` (the relief's proportions,
-skin, hair, eyes, moles); a picture of that person is a `Shot` (pose, light, expression, camera). The relief
+skin, eyes, moles) who wears some `Hair`; a picture is a `Shot` (pose, light, expression, camera). The relief
 is a height field in front of the head's middle plane, shaded with soft Lambert light, cast shadows and a
 little sheen, then seen from the shot's angle by following each pixel's ray onto the relief. Lengths are
 pixels of the 112 x 112 ArcFace template (InsightFace, five landmarks), the origin lies midway between the
@@ -41,7 +41,7 @@ _BLOOD = np.array([0.42, 0.10, 0.09])
 
 
 class Person:
-    """One person's head; `rng` places moles and freckles. It must `wear` some hair before it is photographed."""
+    """One person's head, bald until it wears some hair; `rng` places moles and freckles."""
 
     def __init__(self, traits: Traits, rng: np.random.Generator, size: int = 112) -> None:
         self.traits = traits
@@ -54,6 +54,9 @@ class Person:
         self.outline = self._outline()
         relief, cover = self._head()
         self._bald = relief, cover, self._skin(rng), self._beard(rng)
+        self.hair_colour = mix(_HAIR, traits.hair_tone)
+        self.relief, _, self.reflectance, self.beard = self._bald
+        self._layers = cv2.merge([cover, np.ones_like(cover)])  # cover and gloss
 
     # ------------------------------------------------------------------ shape
 
@@ -289,7 +292,7 @@ class Person:
             bump(2.2 * max(0.0, shot.smile), side * 1.1 * t.eye_distance, 20, 7, 5)
             bump(-(0.8 + 1.2 * max(0.0, shot.smile)), side * (width + 2.5), mouth - 3, 1.8, 4)
             fold = t.folds * (0.5 + max(0.0, shot.smile))
-            bump(-(max(0.0, fold)), side * (t.nose_wings + 3.5), t.nose_length + 6, 1.5, 5)
+            bump(-max(0.0, fold), side * (t.nose_wings + 3.5), t.nose_length + 6, 1.5, 5)
         drop = 4.5 * shot.mouth_open
         bump(1.5, 0, mouth - 0.5 * t.upper_lip - 0.5, 0.6 * width, 0.6 * t.upper_lip + 0.3)
         bump(1.9, 0, mouth + drop + 0.55 * t.lower_lip, 0.5 * width, 0.6 * t.lower_lip + 0.3)
@@ -303,7 +306,7 @@ class Person:
         return t.mouth_height - 0.6 * shot.smile, width, t.mouth_corners + 2.2 * shot.smile
 
     def _make_up(self, shot: Shot) -> Field:
-        """The reflectance with everything that moves: beard of the day, brows, eyes, mouth, nostrils."""
+        """The reflectance with everything that is drawn on it: beard of the day, brows, eyes, mouth, glasses."""
         t = self.traits
         image = self.reflectance.copy()
         growth = np.float32(np.clip(t.beard + (shot.stubble if t.beard > -0.35 else 0), 0, 0.85)) * self.beard
@@ -330,7 +333,7 @@ class Person:
         t = self.traits
         s = np.linspace(0, 1, 12)
         x = t.eye_distance + t.brow_length * (1.9 * s - 0.95) + 0.6
-        lift = t.brow_height + 0.9 * shot.brows + t.brow_tilt * (1 - 2 * s) * -1 + 0.4 * side * t.asymmetry
+        lift = t.brow_height + 0.9 * shot.brows + t.brow_tilt * (2 * s - 1) + 0.4 * side * t.asymmetry
         y = -(lift + t.brow_arch * np.sin(np.pi * np.clip(1.15 * s, 0, 1)) ** 1.5 - 1.5 * s**3)
         half = t.brow_thickness * np.clip(np.minimum(0.55 + 2.2 * s, 1.35 * (1.08 - s)), 0.12, 1)
         shape = np.concatenate([np.stack([x, y - half], 1), np.stack([x, y + half], 1)[::-1]])

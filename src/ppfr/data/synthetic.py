@@ -23,11 +23,11 @@ SYNTHETIC = "synthetic"
 DEFAULTS = {"people": 200, "images": 20, "seed": 0}
 FEWEST_TEST_PEOPLE = 20
 OCCASIONS = 4
+"""A person's pictures are taken on so many occasions in turn, each with its own haircut."""
 
 
 class SyntheticFaces(FaceSet):
-    """`people` drawn people with `images` pictures each, (size, size, 3) RGB uint8, rendered when first
-    asked for.
+    """`people` drawn people with `images` pictures each, (size, size, 3) RGB uint8, rendered when first asked for.
 
     `part` names the population ("train", "test"): different parts hold different people. Raises DataError
     for numbers below 1 (a seed below 0).
