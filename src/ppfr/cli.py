@@ -137,13 +137,14 @@ def quickstart(
         command=shlex.join(["ppfr", *sys.argv[1:]]),
     )
     results = job.run()
-    table = Table("method", "pair accuracy", "95 % interval", "leak Rank-1", "ceiling", "SSIM", "payload", "train s")
+    table = Table()
+    for heading in ("method", "accuracy (95 %)", "leak", "ceiling", "SSIM", "payload", "seconds"):
+        table.add_column(heading, no_wrap=True)
     for result in results:
         row = result.row
         table.add_row(
             row["method"],
-            f"{row['pair_accuracy']:.1%}",
-            f"{row['accuracy_low']:.1%} .. {row['accuracy_high']:.1%}",
+            f"{row['pair_accuracy']:.1%} ({100 * row['accuracy_low']:.1f}-{100 * row['accuracy_high']:.1f})",
             _share(row["leak_rank1"]),
             _share(row["ceiling_rank1"]),
             "-" if row["ssim"] is None else f"{row['ssim']:.2f}",
