@@ -10,9 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # two test processes on two cores: threads of their own would only get in each other's way
 torch.set_num_threads(1)
+
+# a busy machine is no reason to fail
+settings.register_profile("ppfr", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ppfr")
 
 ROOT = Path(__file__).resolve().parent.parent
 
