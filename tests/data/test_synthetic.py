@@ -205,6 +205,7 @@ class TestDrawing:
         assert 15 < face.mean() < 245
 
 
+@settings(deadline=None)
 @given(
     angle=st.floats(-1, 1), scale=st.floats(0.5, 2), x=st.floats(-20, 20), y=st.floats(-20, 20), seed=st.integers(0, 99)
 )
