@@ -124,7 +124,6 @@ class Stage:
 
     `module` learns; the rest of the method stays frozen and in evaluation mode. `trunk` is the recogniser inside it
     whose weights may come from a teacher, and `trunk_input` shows the loop what that trunk's first layer sees.
-    `validates` tells that `embed(protect(x))` may be used to validate after this stage.
     """
 
     name: str
@@ -133,7 +132,6 @@ class Stage:
     embedding_size: int
     trunk: Backbone | None = None
     trunk_input: Callable[[Tensor, torch.Generator], TrunkInput] | None = None
-    validates: bool = True
     calibrate: Callable[[Tensor, torch.Generator], None] | None = None
     after_warm_start: Callable[[Tensor, torch.Generator], None] | None = None
 

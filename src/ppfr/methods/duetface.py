@@ -288,7 +288,6 @@ class DuetFace(Method):
                 trunk=client.backbone,
                 trunk_input=lambda images, generator: TrunkInput(client.trunk_input(images)),
                 calibrate=lambda images, generator: client.scale.calibrate(low_channels(images)),
-                validates=False,
             ),
             Stage(
                 name="server",
