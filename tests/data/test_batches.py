@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ppfr.data.batches import Augmentation, Batch, Batches, augment
@@ -81,7 +81,6 @@ class TestEpoch:
 
 
 class TestResume:
-    @settings(deadline=None)
     @given(count=st.integers(8, 40), size=st.integers(1, 8), start=st.integers(0, 12), drop=st.booleans())
     def test_resuming_continues_as_if_nothing_had_happened(self, count: int, size: int, start: int, drop: bool):
         faces = noise_set(count, 8)
@@ -105,7 +104,6 @@ class TestResume:
 
 
 class TestRanks:
-    @settings(deadline=None)
     @given(world=st.integers(1, 4), share=st.integers(1, 3), count=st.integers(12, 40))
     def test_ranks_share_the_batches_of_a_single_one(self, world: int, share: int, count: int):
         faces = noise_set(count, 8)

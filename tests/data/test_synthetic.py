@@ -192,7 +192,7 @@ class TestDrawing:
         bald = take(Person(draw_traits(rng), rng))
         assert np.abs(bald - take(person(5)))[:12].mean() > 5
 
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=12)
     @given(seed=st.integers(0, 2**32 - 1))
     def test_every_draw_gives_a_picture_with_contrast(self, seed: int):
         rng = np.random.default_rng(seed)
@@ -203,9 +203,6 @@ class TestDrawing:
         assert face.shape == (112, 112, 3)
         assert face[20:100, 25:85].std() > 8
         assert 15 < face.mean() < 245
-
-
-@settings(deadline=None)
 @given(
     angle=st.floats(-1, 1), scale=st.floats(0.5, 2), x=st.floats(-20, 20), y=st.floats(-20, 20), seed=st.integers(0, 99)
 )
