@@ -219,6 +219,7 @@ class TestSplits:
     def test_too_few_people(self, folder: Path):
         with pytest.raises(DataError, match="3 people; splitting into train and test needs at least 4"):
             open_splits(folder, size=16)
+
     @given(count=st.integers(4, 60), seed=st.integers(0, 2**32), images=st.integers(1, 4))
     def test_a_split_shares_nobody_and_loses_nothing(self, count: int, seed: int, images: int):
         faces = people(count, images)

@@ -203,6 +203,8 @@ class TestDrawing:
         assert face.shape == (112, 112, 3)
         assert face[20:100, 25:85].std() > 8
         assert 15 < face.mean() < 245
+
+
 @given(
     angle=st.floats(-1, 1), scale=st.floats(0.5, 2), x=st.floats(-20, 20), y=st.floats(-20, 20), seed=st.integers(0, 99)
 )
