@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import IMAGE_SUFFIXES, read_image, to_tensor
-from ppfr.data.sources import open_splits
+from ppfr.data.sources import holds_splits, open_splits
 from ppfr.errors import DataError, PpfrError
 from ppfr.evaluation.cost import measure_cost
 from ppfr.evaluation.evaluate import evaluate_pairs, open_evaluation
@@ -213,6 +213,13 @@ def evaluate(
     method = load_method(run).to(device)
     faces = open_evaluation(data, strict=strict, seed=seed)
     _say_skipped(faces.skipped if isinstance(faces, FaceSet) else faces.pairs.skipped)
+    if isinstance(faces, FaceSet) and not holds_splits(data):
+        Console(stderr=True).print(
+            f"{data} names no test people, so all {len(faces.identities)} are verified: if the run trained on it, the "
+            "figures measure memory. Give a folder with train.csv and test.csv to test on people it never saw.",
+            soft_wrap=True,
+            markup=False,
+        )
     with progress_callback(f"{method.info.name}: embedding") as progress:
         accuracy = evaluate_pairs(method, faces, flip=flip, seed=seed, progress=progress)
     images = faces.images(range(min(4, len(faces)))) if isinstance(faces, FaceSet) else faces.images[:4]
