@@ -1,0 +1,46 @@
+"""The command line: `ppfr ...`, one module a command."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import platform
+import sys
+
+from rich.console import Console
+
+from ppfr.cli.app import app
+from ppfr.errors import PpfrError
+
+# in the order of --help; importing a module adds its commands to `app`
+COMMANDS = ("quickstart", "train", "evaluate", "protect", "lists")
+for _command in COMMANDS:
+    importlib.import_module(f"ppfr.cli.{_command}")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory instead of handing it back to the system after every large tensor.
+
+    Training on a CPU frees and takes the same tensors at every step; fetching them anew costs page faults (5 to 15 % of
+    a step). Blocks over 32 MB still go back, so that the heap does not grow ragged. Elsewhere than on glibc this does
+    nothing.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        # from malloc.h
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, 1 << 30)
+
+
+def main() -> None:
+    """Entry point: turns errors meant for the user into one line and exit status 1."""
+    keep_freed_memory()
+    try:
+        app()
+    except PpfrError as error:
+        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+    except OSError as error:
+        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True, highlight=False)
+        sys.exit(1)

@@ -1,0 +1,78 @@
+"""The application that commands join, with the options and helpers they share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ppfr.errors import DataError
+from ppfr.networks import Recogniser, load_recogniser
+
+app = typer.Typer(
+    name="ppfr",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="""Privacy-preserving face recognition: recognise people without handing anyone their face.
+
+    A client *protects* a face and sends a payload; a server *embeds* the payload and matches it. Begin with
+    `ppfr quickstart`, which needs no data, or turn a public recogniser into a protected one with `ppfr train
+    partialface --data DIR --teacher FILE --out RUN`.""",
+)
+out = Console()
+
+# what minutes on two cores can train on
+SMALL_POPULATION = "synthetic:people=200,images=10"
+
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="Aligned 112x112 faces: a folder with train.csv and test.csv, a folder per identity, a CSV with the "
+        "columns path,identity, or synthetic[:people=200,images=20,seed=0].",
+    ),
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="A broken image ends the command instead of being skipped.")
+]
+SizeOption = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH the recogniser reads, if the file does not say.")]
+DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")]
+SeedOption = Annotated[int, typer.Option(help="Seed of weights, batches, draws and pairs.")]
+
+
+def recogniser(path: Path | None, preprocessing: str | None) -> Recogniser | None:
+    """Load a teacher or judge; `preprocessing` is `size=112x96,mean=127.5,std=128,order=bgr`, any part of it."""
+    if path is None:
+        return None
+    given: dict[str, Any] = {}
+    for part in (preprocessing or "").split(","):
+        if not part.strip():
+            continue
+        key, _, value = part.strip().partition("=")
+        try:
+            if key == "size":
+                height, width = value.split("x")
+                given["size"] = (int(height), int(width))
+            elif key in {"mean", "std"}:
+                numbers = [float(number) for number in value.split("/")]
+                given[key] = numbers * 3 if len(numbers) == 1 else numbers
+            elif key == "order":
+                given["channel_order"] = value
+            else:
+                raise ValueError(f"unknown part {key!r}")
+        except ValueError as error:
+            raise DataError(
+                f"preprocessing {preprocessing!r}: {error}; write for example size=112x96,mean=127.5,std=128,order=rgb "
+                "(mean and std in 8-bit pixel values, one number or R/G/B)"
+            ) from error
+    return load_recogniser(path, **given)
+
+
+def say_skipped(skipped: list[Any]) -> None:
+    if skipped:
+        console = Console(stderr=True)
+        for path, reason in skipped[:10]:
+            console.print(f"skipped {path}: {reason}", soft_wrap=True, markup=False)
+        console.print(f"{len(skipped)} skipped; --strict makes this an error")

@@ -1,0 +1,50 @@
+"""`ppfr train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppfr.cli.app import DataOption, DeviceOption, StrictOption, app, out, recogniser, say_skipped
+from ppfr.data.sources import open_splits
+from ppfr.methods import create
+from ppfr.training.loop import Ranks, train
+from ppfr.training.recipe import PROFILES, load_recipe
+from ppfr.training.run import Run
+
+
+@app.command("train")
+def train_command(
+    method_or_recipe: Annotated[str, typer.Argument(help="A method's name (see `ppfr methods`) or a recipe file.")],
+    data: DataOption,
+    out_dir: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
+    teacher: Annotated[Path | None, typer.Option(help="Public recogniser to distil: any checkpoint or ONNX.")] = None,
+    profile: Annotated[str, typer.Option(help=f"Recipe profile: {', '.join(PROFILES)}.")] = "standard",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change the recipe: KEY=VALUE, for example training.epochs=3. Repeatable."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out: same steps, same losses.")
+    ] = False,
+    teacher_preprocessing: Annotated[
+        str | None, typer.Option(help="For example size=112x96,mean=127.5,std=128,order=rgb.")
+    ] = None,
+    strict: StrictOption = False,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Train one method. With --teacher a public recogniser becomes a protected one; without, labels alone teach.
+
+    Also runs under torchrun: `torchrun --nproc-per-node 2 -m ppfr train ...` averages gradients over the processes.
+    """
+    known = recogniser(teacher, teacher_preprocessing)
+    recipe = load_recipe(method_or_recipe, profile=profile, taught=known is not None, overrides=settings or [])
+    faces, _ = open_splits(data, strict=strict, seed=recipe.seed)
+    say_skipped(faces.skipped)
+    architecture = known.architecture if known is not None and known.backbone is not None else None
+    method = create(recipe.method, recipe.backbone_spec(architecture), recipe.seed, **recipe.options)
+    train(method, recipe, faces, Run(out_dir), teacher=known, resume=resume, device=device)
+    if Ranks.from_environment().rank == 0:
+        out.print(f"Trained {recipe.method}: {out_dir}\nNext: ppfr evaluate {out_dir} --data {data}", soft_wrap=True)
