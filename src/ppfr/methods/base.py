@@ -124,6 +124,8 @@ class Stage:
 
     `module` learns; the rest of the method stays frozen and in evaluation mode. `trunk` is the recogniser inside it
     whose weights may come from a teacher, and `trunk_input` shows the loop what that trunk's first layer sees.
+    `rate_scales` are factors on the learning rate of submodules of `module`, by name. With `continues_head` the margin
+    head goes on as the previous stage left it instead of starting anew.
     """
 
     name: str
@@ -134,6 +136,8 @@ class Stage:
     trunk_input: Callable[[Tensor, torch.Generator], TrunkInput] | None = None
     calibrate: Callable[[Tensor, torch.Generator], None] | None = None
     after_warm_start: Callable[[Tensor, torch.Generator], None] | None = None
+    rate_scales: Mapping[str, float] = field(default_factory=dict)
+    continues_head: bool = False
 
 
 class Method(nn.Module, ABC):

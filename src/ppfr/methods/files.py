@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,17 @@ SECRETS_FILE = "secrets.safetensors"
 _FORMAT = "1"
 
 
-def save_method(method: Method, folder: Path | str) -> None:
-    """Write `model.safetensors` (weights and settings, no secret) and any secrets to `secrets.safetensors` (0600)."""
+def save_method(method: Method, folder: Path | str, *, trained: Sequence[str] | None = None) -> None:
+    """Write `model.safetensors` (weights and settings, no secret) and any secrets to `secrets.safetensors` (0600).
+
+    `trained` names the stages that were trained, if not all of them were.
+    """
     folder = Path(folder)
+    missing = [] if trained is None else [stage.name for stage in method.stages() if stage.name not in trained]
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
     header = {"ppfr-model": _FORMAT, "config": json.dumps(method.config())}
+    if missing:
+        header["untrained"] = json.dumps(missing)
     with atomic_path(folder / MODEL_FILE) as path:
         save_file(weights, path, metadata=header)
     secrets = {name: tensor.cpu().contiguous() for name, tensor in method.secrets().items()}
@@ -32,11 +38,12 @@ def save_method(method: Method, folder: Path | str) -> None:
             save_file(secrets, path, metadata={"ppfr-secrets": _FORMAT, "method": method.info.name})
 
 
-def load_method(run_or_file: Path | str, *, expect: str | None = None) -> Method:
+def load_method(run_or_file: Path | str, *, expect: str | None = None, partial: bool = False) -> Method:
     """Read a trained method from a run folder or its `model.safetensors`, in evaluation mode on the CPU.
 
     Secrets are read from `secrets.safetensors` beside it; without that file the method embeds but refuses to protect.
-    Raises CheckpointError for a missing or foreign file, weights that do not fit, or another method than `expect`.
+    Raises CheckpointError for a missing or foreign file, weights that do not fit, another method than `expect`, or,
+    unless `partial`, a run that trained only some of its stages.
     """
     path = Path(run_or_file)
     path = path / MODEL_FILE if path.is_dir() else path
@@ -45,7 +52,13 @@ def load_method(run_or_file: Path | str, *, expect: str | None = None) -> Method
             f"{path} does not exist; give a run folder that holds {MODEL_FILE} (training may not have finished: "
             "repeat `ppfr train` with --resume)"
         )
-    config = _read_config(path)
+    header = _read_header(path)
+    config = header["config"]
+    if "untrained" in header and not partial:
+        raise CheckpointError(
+            f"{path}: the stages {header['untrained']} were not trained in this run; go on from it with "
+            f"`ppfr train {config['method']} --set start_from={path.parent}` and only_stages"
+        )
     if expect is not None and config["method"] != expect:
         raise CheckpointError(f"{path} holds a {config['method']!r} model; expected {expect!r}")
     try:
@@ -78,7 +91,7 @@ def load_weights(method: Method, weights: Mapping[str, Any], origin: str) -> Non
     method.load_state_dict(dict(weights))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as stream:
             header = stream.metadata() or {}
@@ -87,9 +100,10 @@ def _read_config(path: Path) -> dict[str, Any]:
                 f"{path} is no ppfr model (its header says {header.get('ppfr-model')!r}); for a recogniser of another "
                 "project use `load_checkpoint` or --teacher"
             )
-        config = json.loads(header["config"])
+        values = {name: json.loads(header[name]) for name in ("config", "untrained") if name in header}
+        config = values["config"]
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read as a ppfr model: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: its settings are {type(config).__name__}, expected a mapping")
-    return config
+    return values

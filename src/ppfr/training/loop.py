@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +21,9 @@ from ppfr.data.batches import Augmentation, Batches
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.errors import RecipeError
-from ppfr.heads import build_head
+from ppfr.heads import Head, build_head
 from ppfr.methods import Method, Stage
-from ppfr.methods.files import save_method
+from ppfr.methods.files import load_method, save_method
 from ppfr.networks import Recogniser
 from ppfr.networks.gated import GatedConv2d
 from ppfr.progress import bar, console
@@ -100,25 +101,78 @@ def train(
     seconds = float(state["seconds"]) if state else 0.0
     notes: dict[str, Any] = dict(state["notes"]) if state else {}
     stages = method.stages()
-    unknown = sorted(recipe.stages.keys() - {stage.name for stage in stages})
-    if unknown:
-        raise RecipeError(f"stages.{unknown[0]}: {method.info.name} has the stages {[stage.name for stage in stages]}")
+    chosen = chosen_stages(recipe, method.info.name, [stage.name for stage in stages])
     if state:
         method.load_state_dict(state["method"])
+    elif recipe.start_from is not None:
+        notes = start_from(method, Path(recipe.start_from), [s.name for s in stages[: chosen[0]]])
+    head: Head | None = None
     for index, stage in enumerate(stages):
-        if state and index < state["stage"]:
+        if index not in chosen or (state and index < state["stage"]):
             continue
         stage_state = state if state and index == state["stage"] else None
-        trainer = StageTrainer(method, stage, index, recipe, faces, run, teacher, targets, ranks, device)
+        trainer = StageTrainer(method, stage, index, recipe, faces, run, teacher, targets, ranks, device, head)
         if stage_state is None:
             notes[stage.name] = trainer.initialise()
         seconds = trainer.run_epochs(stage_state, seconds, notes)
+        head = trainer.head
     method.eval()
     if ranks.rank == 0:
         run.write_record({**run.read_record(), "train_seconds": round(seconds, 1), "stages": notes})
-        save_method(method, run.folder)
+        save_method(method, run.folder, trained=list(notes))
         run.checkpoint_file.unlink(missing_ok=True)
     return method
+
+
+def chosen_stages(recipe: Recipe, method: str, names: list[str]) -> list[int]:
+    """Indices of the stages a recipe trains; raises RecipeError for unknown stages and for those that lack a start."""
+    for key, given in (("stages", list(recipe.stages)), ("only_stages", recipe.only_stages or [])):
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise RecipeError(f"{key}.{unknown[0]}: {method} has the stages {names}")
+    if recipe.only_stages is None:
+        return list(range(len(names)))
+    chosen = sorted({names.index(name) for name in recipe.only_stages})
+    if not chosen or chosen != list(range(chosen[0], chosen[-1] + 1)):
+        raise RecipeError(f"only_stages is {recipe.only_stages}; expected neighbours among {names}, at least one")
+    if chosen[0] > 0 and recipe.start_from is None:
+        raise RecipeError(
+            f"only_stages is {recipe.only_stages}, but stage {names[chosen[0]]!r} builds on {names[: chosen[0]]}; "
+            "give the run that trained them as start_from"
+        )
+    return chosen
+
+
+def start_from(method: Method, folder: Path, stages: list[str]) -> dict[str, Any]:
+    """Take the weights and secrets of another run whose `stages` are trained; returns that run's notes on them.
+
+    Tensors of equal name and shape are taken, so later stages may differ between the runs. Raises RecipeError for a run
+    of another method, one that lacks a stage, or one whose trained weights do not fit; CheckpointError without a run.
+    """
+    source = load_method(folder, expect=method.info.name, partial=True)
+    done = Run(folder).read_record().get("stages", {})
+    missing = [name for name in stages if name not in done]
+    if missing:
+        raise RecipeError(f"start_from {folder}: stage {missing[0]!r} was not trained there; it trained {sorted(done)}")
+    own, given = method.state_dict(), source.state_dict()
+    fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    method.load_state_dict(fitting, strict=False)
+    for stage, other in zip(method.stages(), source.stages(), strict=True):
+        if stage.name in stages:
+            before, now = other.module.state_dict(), stage.module.state_dict()
+            changed = sorted(k for k in before.keys() | now.keys() if not _equal(before.get(k), now.get(k)))
+            if changed:
+                raise RecipeError(
+                    f"start_from {folder}: stage {stage.name!r} does not fit: {', '.join(changed[:4])} differ; "
+                    "use the backbone and options of that run"
+                )
+    if method.info.secrets:
+        method.set_secrets(source.secrets())
+    return {name: {**done[name], "from": str(folder)} for name in stages}
+
+
+def _equal(first: Tensor | None, second: Tensor | None) -> bool:
+    return first is not None and second is not None and torch.equal(first, second.to(first.device))
 
 
 def run_record(method: str, faces: FaceSet, teacher: Recogniser | None) -> dict[str, Any]:
@@ -145,6 +199,7 @@ class StageTrainer:
         targets: Tensor | None,
         ranks: Ranks,
         device: torch.device | str,
+        head: Head | None = None,
     ) -> None:
         self.method, self.stage, self.index, self.recipe = method, stage, index, recipe
         self.faces, self.run, self.teacher, self.ranks = faces, run, teacher, ranks
@@ -163,24 +218,41 @@ class StageTrainer:
         size = stage.embedding_size
         parts: dict[str, nn.Module] = {"stage": stage.module}
         if self.margin_weight:
-            head = self.settings.head
-            parts["head"] = build_head(
-                head.name,
-                embedding_size=size,
-                classes=len(faces.identities),
-                generator=generator,
-                **head.options,
+            chosen = self.settings.head
+            if stage.continues_head and head is None:
+                raise RecipeError(
+                    f"stage {stage.name!r} goes on with the head of the stage before it, which had none; train both "
+                    "stages in one run with losses.margin above 0"
+                )
+            parts["head"] = (
+                head
+                if stage.continues_head and head is not None
+                else build_head(
+                    chosen.name,
+                    embedding_size=size,
+                    classes=len(faces.identities),
+                    generator=generator,
+                    **chosen.options,
+                )
             )
         if self.distil_weight:
             assert targets is not None
             parts["distillation"] = Distillation(size, targets.shape[1], generator)
         self.parts = nn.ModuleDict(parts).to(self.device)
         self.parameters = list(self.parts.parameters())
-        self.optimizer = build_optimizer(self.parts, self.settings)
+        scales = {f"stage.{name}": factor for name, factor in stage.rate_scales.items()}
+        self.optimizer = build_optimizer(self.parts, self.settings, scales)
         per_epoch = len(self._batches(0)) * self.settings.repeats
         self.per_epoch, self.steps = per_epoch, per_epoch * self.settings.epochs
         self.dtype = autocast_dtype(recipe.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+    @property
+    def head(self) -> Head | None:
+        """The margin head as training left it."""
+        head = self.parts["head"] if self.margin_weight else None
+        assert head is None or isinstance(head, Head)
+        return head
 
     def _batches(self, pass_index: int, start: int = 0) -> Batches:
         augment = self.recipe.augment
@@ -297,7 +369,12 @@ class StageTrainer:
             wanted = self.targets[indices.to(self.device)]
             losses["distil"] = self.distil_weight * self.parts["distillation"](outcome.embedding, wanted)
         if self.margin_weight:
-            logits = self.parts["head"](outcome.embedding.float(), labels)
+            embedding = outcome.embedding.float()
+            if self.settings.dropout is not None:
+                keep = 1.0 - self.settings.dropout.rate(step // max(1, self.per_epoch))
+                kept = torch.rand(embedding.shape, generator=draws, device=self.device) < keep
+                embedding = embedding * kept / keep
+            logits = self.parts["head"](embedding, labels)
             losses["margin"] = self.margin_weight * F.cross_entropy(logits, labels)
         total = torch.stack(list(losses.values())).sum()
         if not bool(torch.isfinite(total)):
@@ -342,21 +419,29 @@ class StageTrainer:
             )
 
 
-def build_optimizer(parts: nn.Module, settings: StageSettings) -> torch.optim.Optimizer:
-    """SGD or AdamW; norm layers, PReLU slopes and biases are found by module type and spared from weight decay."""
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for module in parts.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            (spared if isinstance(module, _NORMS) or name.endswith("bias") else decayed).append(parameter)
+def build_optimizer(
+    parts: nn.Module, settings: StageSettings, scales: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """SGD, Adam or AdamW; norm layers, PReLU slopes and biases are found by module type and spared from weight decay.
+
+    `scales` are factors on the learning rate of everything below a module, by the module's name in `parts`.
+    """
     chosen = settings.optimizer
-    groups = [
-        {"params": decayed, "weight_decay": chosen.weight_decay, "scale": 1.0},
-        {"params": spared, "weight_decay": 0.0, "scale": 1.0},
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for path, module in parts.named_modules():
+        factors = [f for below, f in (scales or {}).items() if path == below or path.startswith(f"{below}.")]
+        for name, parameter in module.named_parameters(recurse=False):
+            spared = isinstance(module, _NORMS) or name.endswith("bias")
+            decay = 0.0 if spared else chosen.weight_decay
+            groups.setdefault((decay, math.prod(factors)), []).append(parameter)
+    listed = [
+        {"params": found, "weight_decay": decay, "scale": scale} for (decay, scale), found in sorted(groups.items())
     ]
     if chosen.name == "adamw":
-        return torch.optim.AdamW(groups, lr=chosen.lr)
-    return torch.optim.SGD(groups, lr=chosen.lr, momentum=chosen.momentum)
+        return torch.optim.AdamW(listed, lr=chosen.lr)
+    if chosen.name == "adam":
+        return torch.optim.Adam(listed, lr=chosen.lr)
+    return torch.optim.SGD(listed, lr=chosen.lr, momentum=chosen.momentum)
 
 
 def rate_factor(schedule: Schedule, step: int, steps: int, per_epoch: int) -> float:

@@ -25,7 +25,7 @@ class _Strict(BaseModel):
 class Optimizer(_Strict):
     """How weights move."""
 
-    name: Literal["sgd", "adamw"] = "adamw"
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: float = Field(2e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(5e-4, ge=0, description="not applied to norm layers and biases")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
@@ -38,6 +38,22 @@ class Schedule(_Strict):
     warmup: float = Field(0.2, ge=0, lt=1, description="share of all steps spent rising (one_cycle)")
     milestones: list[float] = Field(default_factory=list, description="epochs at which to multiply by gamma (steps)")
     gamma: float = Field(0.1, gt=0, le=1)
+
+
+class Dropout(_Strict):
+    """Dropout of embeddings before the margin head: rate start^(decay^(epoch // every)), at most `most`.
+
+    The shape is that of LightCNN's public training code (Wu et al., IEEE TIFS 2018); decay 1 keeps the rate.
+    """
+
+    start: float = Field(gt=0, lt=1)
+    decay: float = Field(1.0, gt=0, le=1)
+    every: int = Field(1, ge=1, description="epochs between two steps")
+    most: float = Field(0.95, gt=0, lt=1)
+
+    def rate(self, epoch: int) -> float:
+        """Share of the embedding's values set to zero in `epoch`, counted from 0."""
+        return min(self.most, float(self.start ** (self.decay ** (epoch // self.every))))
 
 
 class HeadSettings(_Strict):
@@ -64,6 +80,7 @@ class StageSettings(_Strict):
     schedule: Schedule = Schedule()
     head: HeadSettings = HeadSettings()
     losses: Losses = Losses()
+    dropout: Dropout | None = None
     clip: float | None = Field(5.0, gt=0, description="largest norm of the gradient; null for none")
     freeze_norm: bool = Field(False, description="keep the norm layers' running statistics as they are")
 
@@ -102,6 +119,8 @@ class Recipe(_Strict):
     stages: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="changes to `training` for one stage, by the stage's name"
     )
+    start_from: str | None = Field(None, description="a run folder whose finished stages this run begins with")
+    only_stages: list[str] | None = Field(None, description="the stages to train; the others must be in `start_from`")
     checkpoint_minutes: float = Field(5.0, gt=0)
 
     def stage(self, name: str) -> StageSettings:
