@@ -148,7 +148,9 @@ def test_registry_knows_attacks_by_name_and_refuses_unknown_options() -> None:
     assert isinstance(create_attack("linear-inversion", steps=3).options, AttackOptions)
     with pytest.raises(AttackError, match=r"no attack 'magic'; known: .*linear-inversion"):
         create_attack("magic")
-    with pytest.raises(AttackError, match=r"linear-inversion: stepz: .*Options: iterations, precision, steps"):
+    with pytest.raises(
+        AttackError, match=r"linear-inversion: stepz: .*Options: iterations, newton, precision, steps, tensors"
+    ):
         create_attack("linear-inversion", stepz=3)
     taken = type("Other", (Guess,), {"name": "linear-inversion"})
     with pytest.raises(AttackError, match="is taken by"):

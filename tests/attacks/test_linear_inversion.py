@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import ppfr
 from ppfr.attacks.base import Has, Knows, ThreatModel, create_attack
 from ppfr.attacks.equations import quantiser_steps
 from ppfr.attacks.linear_inversion import screen
+from ppfr.attacks.newton import Linearised
+from ppfr.attacks.priors import to_planes
 from ppfr.errors import AttackError
 from ppfr.evaluation.similarity import ssim
-from ppfr.methods import Method, Payload
+from ppfr.methods import Method, Payload, PayloadSchema, TensorSpec
 
 Toy = Callable[..., Method]
 
@@ -101,10 +104,78 @@ def test_tensors_that_are_not_linear_are_left_aside_by_name(toy: Toy, images: Te
     assert largest_error(found, images) < 0.5 / 255
 
 
-def test_a_client_that_is_not_linear_is_refused_by_name(toy: Toy, images: Tensor) -> None:
-    target = toy(lambda images: {"channels": torch.tanh(2 * images), "version": torch.ones(len(images), 1)})
-    with pytest.raises(AttackError, match=r"toy is not linear .*hypothesis 'client 0'.*'channels' by 0\.\d+"):
+def test_a_client_without_gradient_is_refused_by_name(toy: Toy, images: Tensor) -> None:
+    target = toy(lambda images: {"channels": (3 * images).round(), "version": torch.ones(len(images), 1)})
+    with pytest.raises(AttackError, match=r"toy is neither linear .*hypothesis 'client 0'.*'channels' by 0\.\d+"):
         attack(target, images)
+
+
+def test_a_client_that_names_no_hypothesis_is_refused(
+    toy: Toy, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = toy(derivatives)
+    monkeypatch.setattr(target, "hypotheses", list)
+    with pytest.raises(AttackError, match="toy names no hypothesis about its client: its draws are too many"):
+        attack(target, images)
+
+
+def test_a_client_that_is_not_linear_is_inverted_through_its_jacobian(toy: Toy, images: Tensor, faces: Tensor) -> None:
+    target = toy(lambda images: {"channels": torch.tanh(2 * images) + 0.3 * images.roll(1, 2).square()})
+    found = attack(target, images, faces)
+    assert found.notes == {"not linear in the image, used through the Jacobian": "channels"}
+    assert largest_error(found, images) < 2 / 255
+    assert float(found.misfit.max()) < 0.01
+
+
+def test_a_network_in_float32_is_inverted_and_its_draw_found(toy: Toy, images: Tensor, faces: Tensor) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(12, 3, 3, 3, generator=generator) for _ in range(2)]
+    clients = [lambda images, w=weight: {"features": F.softplus(F.conv2d(images, w, padding=1))} for weight in weights]
+    target = toy(*clients)
+    kinds = target.draw(images, torch.Generator().manual_seed(3))
+    found = attack(target, images, faces, seed=3)
+    assert found.hypotheses == tuple(f"client {kind}" for kind in kinds)
+    assert largest_error(found, images) < 2 / 255
+
+
+def test_curved_tensors_help_where_linear_ones_leave_off(toy: Toy, images: Tensor, faces: Tensor) -> None:
+    def client(images: Tensor) -> dict[str, Tensor]:
+        return {"luma": images.mean(1, keepdim=True), "curved": torch.sigmoid(3 * images)}
+
+    target = toy(client)
+    linear, all_tensors = (attack(target, images, faces, tensors=tensors) for tensors in ("affine", "all"))
+    assert linear.tensors == ("luma",)
+    assert all_tensors.tensors == ("luma", "curved")
+    assert largest_error(all_tensors, images) < 2 / 255 < largest_error(linear, images)
+
+
+def test_the_jacobian_and_its_transpose_are_those_of_differences(toy: Toy, images: Tensor) -> None:
+    target = toy(lambda images: {"a": torch.sin(2 * images), "b": images.square().mean((2, 3))})
+    planes = to_planes(images[:2].double())
+    client = Linearised(target.hypotheses()[0], ["a", "b"], planes)
+    noise = torch.randn(planes.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ahead, behind = (Linearised(target.hypotheses()[0], ["a", "b"], planes + h * noise).channels for h in (2, -2))
+    pushed = client.forward(noise)
+    for one, two, derivative in zip(ahead, behind, pushed, strict=True):
+        assert torch.allclose((one - two) / 4, derivative, rtol=0.01, atol=1e-4)
+    weights = [torch.ones_like(part) for part in pushed]
+    inner = sum(float((w * part).sum()) for w, part in zip(weights, pushed, strict=True))
+    assert inner == pytest.approx(float((client.adjoint(weights) * noise).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+def test_whole_numbers_in_a_payload_are_used(toy: Toy, images: Tensor, faces: Tensor, dtype: torch.dtype) -> None:
+    def levels(images: Tensor) -> dict[str, Tensor]:
+        return {"levels": 127.5 * (images + 1)}
+
+    target = toy(levels)
+    schema = PayloadSchema("toy", {"levels": TensorSpec((3, *images.shape[2:]), "levels", dtype)})
+    sent = {"levels": levels(images)["levels"].round().to(dtype)}
+    target_class = type("IntegerToy", (type(target),), {"schema": property(lambda self: schema)})
+    coarse = target_class([levels])
+    found = create_attack("linear-inversion")(coarse, Payload(schema, sent), faces=faces)
+    assert found.tensors == ("levels",)
+    assert largest_error(found, images) < 1 / 255
 
 
 def test_a_constant_payload_gives_the_mean_face_to_everyone(toy: Toy, images: Tensor, faces: Tensor) -> None:

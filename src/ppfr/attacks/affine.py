@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ppfr.attacks.priors import FacePrior, clamp_planes, to_images
-from ppfr.errors import AttackError
 from ppfr.methods.base import Hypothesis
 
 # images and channels held in float64 at once
@@ -18,7 +17,15 @@ _CHUNK, _CHANNELS = 8, 32
 _DEAD = 1e-9
 _MIX = 0.3
 # float32 rounding leaves an affine client within 1e-5 of affine, relative to its channels' variation
-_AFFINE_TOLERANCE = 1e-3
+AFFINE_TOLERANCE = 1e-3
+
+
+def send(hypothesis: Hypothesis, planes: Tensor) -> dict[str, Tensor]:
+    """What the client sends of planes (B,3,H,W), YCbCr in grey levels with chroma around 0.
+
+    The client gets float32, as from a camera: its networks may know no other type.
+    """
+    return hypothesis.apply(to_images(planes).float())
 
 
 def as_channels(tensor: Tensor) -> Tensor:
@@ -49,7 +56,7 @@ def survey(hypothesis: Hypothesis, prior: FacePrior) -> Survey:
     half = len(samples) // 2
     mixed = _MIX * samples[:half] + (1 - _MIX) * samples[half : 2 * half]
     planes = torch.cat([prior.mean[None], samples, mixed])
-    parts = [hypothesis.apply(to_images(chunk)) for chunk in torch.split(planes, _CHUNK)]
+    parts = [send(hypothesis, chunk) for chunk in torch.split(planes, _CHUNK)]
     result = Survey({}, {}, {}, {})
     for name in parts[0]:
         answers = as_channels(torch.cat([part[name] for part in parts]))
@@ -89,25 +96,16 @@ def log_energy(channels: Tensor) -> Tensor:
     return energy - energy.mean(1, keepdim=True)
 
 
-def affine_tensors(surveys: Sequence[Survey], method: str, hypotheses: Sequence[Hypothesis]) -> tuple[str, ...]:
-    """Names of the tensors that are affine in the image under every hypothesis.
-
-    Raises AttackError naming the method, the hypothesis and how far each tensor is from affine, when none is but
-    perhaps some that never change: what the others give away is for other attacks to find.
-    """
-    names = tuple(
-        name for name in surveys[0].deviation if all(found.deviation[name] <= _AFFINE_TOLERANCE for found in surveys)
+def affine_tensors(surveys: Sequence[Survey]) -> tuple[str, ...]:
+    """Names of the tensors that are affine in the image under every hypothesis; some may never change."""
+    return tuple(
+        name for name in surveys[0].deviation if all(found.deviation[name] <= AFFINE_TOLERANCE for found in surveys)
     )
-    for hypothesis, found in zip(hypotheses, surveys, strict=True):
-        far = {name: value for name, value in found.deviation.items() if value > _AFFINE_TOLERANCE}
-        if far and not any(bool(found.scale[name].any()) for name in names):
-            shares = ", ".join(f"{name!r} by {value:.2g}" for name, value in far.items())
-            raise AttackError(
-                f"{method} is not linear given its secrets: under hypothesis {hypothesis.name!r} its payload deviates "
-                f"from affine in the image, {shares} of its variation (rounding stays below {_AFFINE_TOLERANCE:g}; inf "
-                "is for tensors not of floats). Use an attack for clients that are not linear"
-            )
-    return names
+
+
+def tell_anything(surveys: Sequence[Survey], names: Sequence[str]) -> bool:
+    """Whether any of the tensors in `names` changes with the image, under any hypothesis."""
+    return any(bool(found.scale[name].any()) for found in surveys for name in names)
 
 
 class AffineClient:
@@ -125,7 +123,7 @@ class AffineClient:
             self.constant = self._channels(self.zero)
 
     def _channels(self, planes: Tensor) -> list[Tensor]:
-        sent = self.hypothesis.apply(to_images(planes))
+        sent = send(self.hypothesis, planes)
         return [as_channels(sent[name]).double() for name in self.names]
 
     @torch.no_grad()

@@ -15,9 +15,9 @@ from ppfr.methods.payload import Payload
 # rows whose channels are held in float64 at once
 _CHUNK = 8
 # neighbouring pixels tell much the same: ten count as one observation of the mean face
-_PIXEL_SHARE = 0.1
+PIXEL_SHARE = 0.1
 # stiffness, per squared grey level, of the tie between an image and its copy inside the valid range
-_RANGE_TIE = 2e-3
+RANGE_TIE = 2e-3
 # an edge is pulled to zero by at most this share of a usual edge in one step
 _EDGE_STEP = 0.5
 _OVER_RELAXATION = 1.6
@@ -89,7 +89,7 @@ class Solver:
         for _ in range(steps):
             wanted = [z - u - m for z, u, m in zip(edges, edge_duals, gradients(mean), strict=True)]
             pull = self.edge_stiffness[:, None, None] * divergence(*wanted)
-            pull += _RANGE_TIE * (valid - valid_dual - mean)
+            pull += RANGE_TIE * (valid - valid_dual - mean)
             previous, difference = difference, self.solve(right + pull, difference)
             if float((difference - previous).abs().mean((1, 2, 3)).max()) < _STILL:
                 break
@@ -129,7 +129,7 @@ class Solver:
     def _regularise(self, system: LocalSystem) -> LocalSystem:
         for plane in range(3):
             spread = float(self.prior.deviation[plane])
-            system.add(plane, plane, (0, 0), _PIXEL_SHARE / spread**2 + _RANGE_TIE)
+            system.add(plane, plane, (0, 0), PIXEL_SHARE / spread**2 + RANGE_TIE)
             system.add_smoothness(plane, float(self.edge_stiffness[plane]))
         return system
 
@@ -158,7 +158,7 @@ class Equations:
         known: Solver | None = None,
     ) -> None:
         self._client, self._found, self._payload, self._rows = client, found, payload, rows
-        assumed = [self._variance(name, precision) for name in client.names]
+        assumed = [channel_noise(found, payload, name, rows, precision) for name in client.names]
         if not adapt:
             self._fit(assumed, prior, iterations, known)
             return
@@ -168,14 +168,6 @@ class Equations:
         for _ in range(_ADAPTATIONS):
             variances = [torch.maximum(old, new.mean(0)) for old, new in zip(assumed, residuals, strict=True)]
             residuals = self._fit(variances, prior, iterations, None)
-
-    def _variance(self, name: str, precision: float) -> Tensor:
-        """Of the noise on each channel of a tensor (C,); infinite for channels that never change."""
-        scale = self._found.scale[name]
-        first = list(self._rows[:_CHUNK])
-        steps = quantiser_steps(as_channels(self._payload[name][first]).double())
-        noise = (precision * scale).square() + steps.square() / 12
-        return torch.where(scale > 0, noise, torch.full_like(noise, float("inf")))
 
     def _fit(self, variances: list[Tensor], prior: FacePrior, iterations: int, known: Solver | None) -> list[Tensor]:
         """Solve with these variances; returns the mean square residual of each row and channel (B,C), by tensor."""
@@ -213,6 +205,20 @@ class Equations:
             whole.append([part.square().mean(2) for part in observed])
             left.append([(one - two).square().mean(2) for one, two in zip(observed, explained, strict=True)])
         return _joined(left), _joined(whole)
+
+
+def channel_noise(found: Survey, payload: Payload, name: str, rows: Sequence[int], precision: float) -> Tensor:
+    """Variance (C,) of the noise on each channel of a tensor; infinite for channels that never change.
+
+    `precision` is its share of a channel's usual strength; rounding to a grid, or to whole numbers, comes on top.
+    """
+    tensor = payload[name][list(rows[:_CHUNK])]
+    steps = quantiser_steps(as_channels(tensor).double())
+    if not tensor.is_floating_point():
+        steps = steps.clamp_min(1.0)
+    scale = found.scale[name]
+    noise = (precision * scale).square() + steps.square() / 12
+    return torch.where(scale > 0, noise, torch.full_like(noise, float("inf")))
 
 
 def quantiser_steps(channels: Tensor) -> Tensor:

@@ -1,17 +1,29 @@
-"""Faces from payloads of clients that are linear given their secrets: regularised least squares, no training at all."""
+"""Faces from payloads by regularised least squares through the client, linear or linearised: no training at all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ppfr.attacks.affine import AffineClient, Survey, affine_tensors, as_channels, log_energy, survey
+from ppfr.attacks.affine import (
+    AFFINE_TOLERANCE,
+    AffineClient,
+    Survey,
+    affine_tensors,
+    as_channels,
+    log_energy,
+    survey,
+    tell_anything,
+)
 from ppfr.attacks.base import Attack, AttackOptions, Has, Knows, Progress, Recovery, Sees, ThreatModel, register
 from ppfr.attacks.equations import Equations, Solver
-from ppfr.attacks.priors import FacePrior, faces_prior, smooth_prior, to_images
+from ppfr.attacks.newton import GaussNewton, curved_tensors
+from ppfr.attacks.priors import FacePrior, faces_prior, smooth_prior, to_images, to_planes
+from ppfr.errors import AttackError
 from ppfr.methods.base import Hypothesis, Method
 from ppfr.methods.payload import Payload
 
@@ -31,6 +43,10 @@ class LinearInversionOptions(AttackOptions):
         1e-4, description="assumed noise of a channel, as a fraction of its usual root mean square", gt=0
     )
     iterations: int = Field(30, description="conjugate gradient iterations a step, if the client is not local", ge=1)
+    tensors: Literal["affine", "all"] = Field(
+        "affine", description="use those affine in the image, if there are any, or all that are differentiable"
+    )
+    newton: int = Field(16, description="Gauss-Newton steps for tensors that are not affine", ge=1)
 
 
 @register
@@ -43,7 +59,8 @@ class LinearInversion(Attack):
     explains y that well. Total variation (Rudin, Osher and
     Fatemi, Physica D 1992) settles what A does not see; for block-DCT channels without low frequencies that is the mean
     of each row and each column. Mean face, spread and usual edge come from public faces, or from constants without.
-    Tensors of the payload that are not affine in the image are left aside.
+    Where no tensor of the payload is affine in the image, or `tensors` is "all", those that are differentiable are used
+    through the client's Jacobian (Gauss-Newton); the rest is left aside.
     """
 
     name = "linear-inversion"
@@ -63,19 +80,51 @@ class LinearInversion(Attack):
         device = next(iter(payload.tensors.values())).device
         prior = smooth_prior(target.input_size, device) if faces is None else faces_prior(faces.to(device))
         hypotheses = target.hypotheses()
+        if not hypotheses:
+            raise AttackError(
+                f"{target.info.name} names no hypothesis about its client: its draws are too many to try, and linear "
+                "inversion needs a client with every draw fixed. Use an attack that learns from examples"
+            )
         surveys = [survey(hypothesis, prior) for hypothesis in hypotheses]
-        names = affine_tensors(surveys, target.info.name, hypotheses)
-        search = _Search(hypotheses, surveys, names, prior, payload, self.options, progress)
-        search.run(screen(surveys, names, payload))
-        unused = sorted(payload.tensors.keys() - set(names))
+        affine = affine_tensors(surveys)
+        linear = tell_anything(surveys, affine)
+        others = [name for name in surveys[0].deviation if name not in affine]
+        curved: tuple[str, ...] = ()
+        if others and (self.options.tensors == "all" or not linear):
+            curved = curved_tensors(hypotheses[0], prior, others)
+            if not curved and not linear:
+                raise AttackError(_neither_linear_nor_smooth(target.info.name, hypotheses[0], surveys[0]))
+        search = _Search(hypotheses, surveys, affine, prior, payload, self.options, progress)
+        if not curved:
+            search.run(screen(surveys, affine, payload))
+        else:
+            if linear:
+                search.run(screen(surveys, affine, payload), quietly=True)
+            search.refine(affine + curved, try_all=not linear)
+        used = affine + curved
+        unused = ", ".join(sorted(payload.tensors.keys() - set(used)))
         return Recovery(
             images=search.images,
             hypotheses=tuple(hypotheses[index].name for index in search.kept),
             misfit=search.misfit,
-            tensors=names,
+            tensors=used,
             prior=prior.description,
-            notes={"not linear in the image, not used": ", ".join(unused)} if unused else {},
+            notes={
+                **({"not linear in the image, not used": unused} if unused else {}),
+                **({"not linear in the image, used through the Jacobian": ", ".join(curved)} if curved else {}),
+            },
         )
+
+
+def _neither_linear_nor_smooth(method: str, hypothesis: Hypothesis, found: Survey) -> str:
+    far = {name: value for name, value in found.deviation.items() if value > AFFINE_TOLERANCE}
+    shares = ", ".join(f"{name!r} by {value:.2g}" for name, value in far.items())
+    return (
+        f"{method} is neither linear given its secrets nor differentiable: under hypothesis {hypothesis.name!r} its "
+        f"payload deviates from affine in the image, {shares} of its variation (rounding stays below "
+        f"{AFFINE_TOLERANCE:g}; inf is for tensors not of floats), and no gradient reaches the image. Write hypotheses "
+        "that give the values before rounding, or use an attack that learns from examples"
+    )
 
 
 def screen(surveys: Sequence[Survey], names: Sequence[str], payload: Payload) -> list[int]:
@@ -110,13 +159,14 @@ class _Search:
     ) -> None:
         self._hypotheses, self._surveys, self._names = hypotheses, surveys, names
         self._prior, self._payload, self._options, self._progress = prior, payload, options, progress
-        self._done = 0
-        self.images = prior.mean.new_empty((len(payload), *prior.mean.shape), dtype=torch.float32)
-        self.misfit = prior.mean.new_empty(len(payload), dtype=torch.float32)
+        self._done, self._quiet = 0, False
+        self.images = _as_images(prior.mean).expand(len(payload), -1, -1, -1).clone()
+        self.misfit = prior.mean.new_full((len(payload),), float("inf"), dtype=torch.float32)
         self.kept = [0] * len(payload)
 
-    def run(self, likely: Sequence[int]) -> None:
+    def run(self, likely: Sequence[int], *, quietly: bool = False) -> None:
         """Fill `images`, `misfit` and `kept`, given the most plausible hypothesis of each row."""
+        self._quiet = quietly
         doubtful = self._solve(_grouped(likely, range(len(likely))), limit=_DOUBTFUL)
         if not doubtful:
             return
@@ -124,6 +174,41 @@ class _Search:
         misfits = torch.stack([self._equations(index, doubtful).misfit for index in indices])
         best = [int(index) for index in misfits.argmin(0)]
         self._solve(_grouped(best, doubtful), limit=float("inf"), adapt=True)
+
+    def refine(self, names: Sequence[str], *, try_all: bool) -> None:
+        """Descend from `images` on more tensors, those that are not affine among them, through the Jacobian.
+
+        With `try_all` every hypothesis is tried for every row and the one with the least misfit kept.
+        """
+        rows = range(len(self.kept))
+        indices = range(len(self._hypotheses))
+        tries = [(index, list(rows)) for index in indices] if try_all else list(_grouped(self.kept, rows))
+        start = to_planes(self.images.double() * 2 - 1)
+        self.misfit.fill_(float("inf"))
+        done, total = 0, sum(len(group) for _, group in tries)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self._progress(done, total)
+
+        for index, group in tries:
+            descent = GaussNewton(
+                self._hypotheses[index],
+                names,
+                self._surveys[index],
+                self._prior,
+                steps=self._options.newton,
+                iterations=self._options.iterations,
+                precision=self._options.precision,
+            )
+            planes, misfit = descent.solve(self._payload, group, start[group], advance)
+            better = misfit < self.misfit[group]
+            places = [row for row, kept in zip(group, better.tolist(), strict=True) if kept]
+            self.images[places] = _as_images(planes[better])
+            self.misfit[places] = misfit[better].float()
+            for place in places:
+                self.kept[place] = index
 
     def _solve(self, groups: Iterable[tuple[int, list[int]]], *, limit: float, adapt: bool = False) -> list[int]:
         """Solve groups of rows, each under its hypothesis; returns the rows whose residual is beyond `limit` noises."""
@@ -168,9 +253,10 @@ class _Search:
         for part in torch.split(torch.arange(len(rights)), _PLANE_ROWS):
             places = [pool.places[position] for position in part.tolist()]
             planes = pool.solver.sharpen(rights[part], starts[part], self._options.steps)
-            self.images[places] = (to_images(planes) / 2 + 0.5).clamp(0, 1).float()
+            self.images[places] = _as_images(planes)
             self._done += len(places)
-            self._progress(self._done, len(self.kept))
+            if not self._quiet:
+                self._progress(self._done, len(self.kept))
 
 
 class _Pool:
@@ -186,6 +272,10 @@ class _Pool:
         self.places += places
         self.rights.append(rights)
         self.starts.append(starts)
+
+
+def _as_images(planes: Tensor) -> Tensor:
+    return (to_images(planes) / 2 + 0.5).clamp(0, 1).float()
 
 
 def _grouped(keys: Sequence[int], rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
