@@ -20,10 +20,10 @@ class ToyMethod(Method):
     """Draws one of several clients for each image; not registered."""
 
     info = MethodInfo(name="toy", title="Toy", paper="none", secrets=("draw",))
-    input_size = SIZE
 
     def __init__(self, clients: Sequence[Client]) -> None:
         super().__init__(MethodOptions(), BackboneSpec("mobilefacenet"), torch.Generator())
+        self.input_size = SIZE
         self.clients = clients
         self.client = self.server = nn.Identity()
 

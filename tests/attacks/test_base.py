@@ -9,26 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppfr.attacks.base import (
-    Attack,
-    AttackOptions,
-    Has,
-    Knows,
-    Progress,
-    Recovery,
-    Sees,
-    ThreatModel,
-    attacks,
-    create_attack,
-    register,
-)
+from ppfr.attacks.attacker import Attacker
+from ppfr.attacks.base import AttackOptions, Recovery, RecoveryAttack, attacks, create_attack, register
+from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
 from ppfr.errors import AttackError, PayloadError
-from ppfr.methods import Method, Payload
+from ppfr.methods import Method, MethodInfo, Payload
 
 NEEDS = ThreatModel(Sees.PAYLOAD, Knows.METHOD, frozenset({Has.FACES}))
 
 
-class Guess(Attack):
+class Guess(RecoveryAttack):
     """Returns whatever a test asks for."""
 
     name = "guess"
@@ -38,10 +28,10 @@ class Guess(Attack):
         super().__init__()
         self.result = result or (lambda rows: Recovery(torch.full((rows, 3, 24, 20), 0.5)))
 
-    def needs(self, target: Method, faces: Tensor | None) -> ThreatModel:
+    def needs(self, target: MethodInfo, holds: frozenset[Has]) -> ThreatModel:
         return NEEDS
 
-    def recover(self, target: Method, payload: Payload, faces: Tensor | None, progress: Progress) -> Recovery:
+    def recover(self, attacker: Attacker, payload: Payload) -> Recovery:
         return self.result(len(payload))
 
 
@@ -99,14 +89,16 @@ def test_result_carries_who_did_it_to_whom_under_which_threat(target: Method, pa
 
 
 def test_threat_model_must_cover_the_attack(target: Method, payload: Payload) -> None:
-    with pytest.raises(AttackError, match=r"guess on toy needs knowledge of the method, public faces, which .*no data"):
+    with pytest.raises(
+        AttackError, match=r"guess on toy: needs knowledge of the method, public faces, which .*no data"
+    ):
         Guess()(target, payload, threat=ThreatModel())
 
 
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (lambda rows: Recovery(torch.zeros(rows - 1, 3, 24, 20)), r"returned images \(5, 3, 24, 20\).*expected \(6, 3"),
+        (lambda rows: Recovery(torch.zeros(rows - 1, 3, 24, 20)), r"images \(5, 3, 24, 20\).*expected \(6, 3"),
         (lambda rows: Recovery(torch.zeros(rows, 3, 20, 24)), r"expected \(6, 3, 24, 20\)"),
         (lambda rows: Recovery(torch.zeros(rows, 3, 24, 20, dtype=torch.uint8)), "uint8"),
         (lambda rows: Recovery(torch.full((rows, 3, 24, 20), 1.01)), r"values in \[1.01, 1.01\]; expected \[0, 1\]"),

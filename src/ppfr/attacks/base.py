@@ -1,95 +1,36 @@
-"""What an attacker is given, what an attack must return, and the door that checks both."""
+"""What an attack must return, the door that checks what it uses and returns, and attacks by name."""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import Any, ClassVar, TypeVar, final
+from typing import Any, ClassVar, Generic, Self, TypeVar, final
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from ppfr.errors import AttackError, ShapeError
-from ppfr.methods.base import Method, check_images
+from ppfr.attacks.attacker import (
+    Attacker,
+    Budget,
+    Pairs,
+    Progress,
+    PublicFaces,
+    check_public_faces,
+    find_budget,
+    held,
+)
+from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
+from ppfr.data.faceset import FaceSet
+from ppfr.errors import AttackError
+from ppfr.methods.base import Method, MethodInfo
 from ppfr.methods.payload import Payload
-
-Progress = Callable[[int, int], None]
-"""Called with how many payloads are done, and how many there are."""
-
-
-class Sees(StrEnum):
-    """What reaches the attacker."""
-
-    PAYLOAD = "one payload"
-    PAYLOADS_OF_IMAGE = "several payloads of one image"
-    PAYLOADS_OF_PERSON = "several payloads of one person"
-    TEMPLATES = "stored templates"
-
-
-class Knows(StrEnum):
-    """How much of the system the attacker knows; each step includes those before it."""
-
-    NOTHING = "nothing"
-    METHOD = "the method"
-    PARAMETERS = "the method's public parameters"
-    SECRETS = "the deployment's secrets"
-
-
-class Has(StrEnum):
-    """What else the attacker holds."""
-
-    FACES = "public faces"
-    PAIRS = "payload/image pairs"
-    QUERIES = "query access to the client"
-
-
-@dataclass(frozen=True)
-class ThreatModel:
-    """What an attacker sees, knows and has; printed beside every figure an attack gives.
-
-    `pairs` is how many payload/image pairs there are; it is positive exactly when `has` holds `Has.PAIRS`.
-    """
-
-    sees: Sees = Sees.PAYLOAD
-    knows: Knows = Knows.NOTHING
-    has: frozenset[Has] = frozenset()
-    pairs: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "has", frozenset(self.has))
-        if (self.pairs > 0) != (Has.PAIRS in self.has) or self.pairs < 0:
-            raise AttackError(
-                f"threat model has pairs={self.pairs} and has={sorted(self.has)}; "
-                "give a positive number of pairs together with Has.PAIRS, or neither"
-            )
-
-    def __str__(self) -> str:
-        held = [f"{self.pairs} {item}" if item is Has.PAIRS else str(item) for item in Has if item in self.has]
-        return f"sees {self.sees}; knows {self.knows}; has {' and '.join(held) or 'no data'}"
-
-    def covers(self, needed: ThreatModel) -> bool:
-        """Whether this attacker can run whatever `needed` describes."""
-        return not self.lacks(needed)
-
-    def lacks(self, needed: ThreatModel) -> list[str]:
-        """What `needed` asks for and this attacker has not, in words; empty when covered."""
-        missing = []
-        several = (Sees.PAYLOADS_OF_IMAGE, Sees.PAYLOADS_OF_PERSON)
-        if self.sees != needed.sees and not (needed.sees is Sees.PAYLOAD and self.sees in several):
-            missing.append(f"sight of {needed.sees}")
-        steps = list(Knows)
-        if steps.index(self.knows) < steps.index(needed.knows):
-            missing.append(f"knowledge of {needed.knows}")
-        missing += [str(item) for item in Has if item in needed.has - self.has]
-        if Has.PAIRS in self.has and self.pairs < needed.pairs:
-            missing.append(f"{needed.pairs} pairs instead of {self.pairs}")
-        return missing
+from ppfr.networks import Recogniser
 
 
 class AttackOptions(BaseModel):
@@ -98,14 +39,38 @@ class AttackOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What all results tell: how they came about. The door fills in all but `notes`.
+
+    `recogniser` is the SHA-256 of the attacker's own recogniser, empty without one: it may not judge the result.
+    `seconds` counts preparation and recovery.
+    """
+
+    notes: Mapping[str, str] = field(default_factory=dict)
+    attack: str = ""
+    target: str = ""
+    threat: ThreatModel = field(default_factory=ThreatModel)
+    recogniser: str = ""
+    budget: str = ""
+    seconds: float = 0.0
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def checked(self, rows: int, attacker: Attacker) -> Self:
+        """This result, free of gradients, or AttackError for one that is not whole; `rows` images were attacked."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Recovery:
-    """What an attack made of a payload, one row an image.
+class Recovery(Result):
+    """Images that an attack made of payloads, one row an image.
 
     `images` (B,3,H,W) RGB in [0,1]; `hypotheses` names the guess of the client's draws that was kept for each row;
     `misfit` (B,) is how far the payload of the recovered image is from the observed one, as a fraction of the payload's
     deviation from that of an average face; `tensors` are the payload tensors that were used and `prior` says what the
-    attacker believed about faces beforehand. The door adds `attack`, `target`, `threat` and `seconds`.
+    attacker believed about faces beforehand.
     """
 
     images: Tensor
@@ -113,21 +78,77 @@ class Recovery:
     misfit: Tensor | None = None
     tensors: tuple[str, ...] = ()
     prior: str = ""
-    notes: Mapping[str, str] = field(default_factory=dict)
-    attack: str = ""
-    target: str = ""
-    threat: ThreatModel = ThreatModel()
-    seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def checked(self, rows: int, attacker: Attacker) -> Self:
+        _check_rows(self.images, (rows, 3, *attacker.input_size), "images")
+        if rows and not (float(self.images.min()) >= 0 and float(self.images.max()) <= 1):
+            raise AttackError(
+                f"values in [{float(self.images.min()):.4g}, {float(self.images.max()):.4g}]; expected [0, 1]"
+            )
+        for what, length in (("hypotheses", len(self.hypotheses)), ("misfit", _length(self.misfit))):
+            if length not in (0, rows):
+                raise AttackError(f"{length} {what} for {rows} payloads; expected one each")
+        return replace(self, images=self.images.detach())
 
-class Attack(ABC):
-    """An attempt to get faces back from payloads; it never sees the images behind them.
 
-    Authors set `name` and `title`, and write `needs` and `recover`. Calling the attack is sealed: the call checks that
-    the threat model covers the needs, that the payload is the target's, and that the result is complete.
+@dataclass(frozen=True)
+class Linkage(Result):
+    """Embeddings (B,D) that an attack made of payloads, to compare with those of clear photos by its recogniser."""
+
+    embeddings: Tensor
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def checked(self, rows: int, attacker: Attacker) -> Self:
+        _check_rows(self.embeddings, (rows, attacker.recogniser.embedding_size), "embeddings")
+        return replace(self, embeddings=self.embeddings.detach().float())
+
+
+@dataclass(frozen=True)
+class Inference(Result):
+    """A soft attribute that an attack read off payloads: `classes` (B,) int64, of the attribute called `attribute`."""
+
+    classes: Tensor
+    attribute: str
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def checked(self, rows: int, attacker: Attacker) -> Self:
+        if tuple(self.classes.shape) != (rows,) or self.classes.dtype != torch.int64:
+            raise AttackError(f"classes {tuple(self.classes.shape)} {self.classes.dtype}; expected ({rows},) int64")
+        return self
+
+
+def _check_rows(values: Tensor, expected: tuple[int, ...], what: str) -> None:
+    if tuple(values.shape) != expected or not values.is_floating_point():
+        raise AttackError(
+            f"{what} {tuple(values.shape)} {values.dtype}; expected {expected}, float, one for each payload"
+        )
+    if not bool(torch.isfinite(values).all()):
+        bad = (~torch.isfinite(values.flatten(1)).all(1)).nonzero().flatten().tolist()
+        raise AttackError(f"values that are not finite in rows {bad} of {what}")
+
+
+def _length(values: Tensor | None) -> int:
+    return 0 if values is None else len(values)
+
+
+Found = TypeVar("Found", bound=Result, covariant=True)
+
+
+class Attack(ABC, Generic[Found]):
+    """An attempt to learn about faces from payloads; it never sees the images behind them.
+
+    Authors extend `RecoveryAttack`, `LinkageAttack` or `InferenceAttack`, set `name` and `title`, and write `needs`,
+    if something must be learned first `fit`, and `recover`, `link` or `infer`. What `fit` stores in attributes lives on
+    a copy: an attack object can be used again on anything. Calling the attack is sealed: the call checks that the
+    threat model covers the needs, that nothing beyond it is used, that the payload is the target's, and that the result
+    is whole.
     """
 
     name: ClassVar[str]
@@ -139,97 +160,196 @@ class Attack(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "__call__" in cls.__dict__:
-            raise TypeError(f"{cls.__qualname__} overrides Attack.__call__, which is sealed; write `recover` instead")
+        for sealed in ("__call__", "prepare"):
+            if sealed in cls.__dict__:
+                raise TypeError(
+                    f"{cls.__qualname__} overrides Attack.{sealed}, which is sealed; write `recover` instead"
+                )
+
+    # --- what authors write -------------------------------------------------------------------------------------
+    @abstractmethod
+    def needs(self, target: MethodInfo, holds: frozenset[Has]) -> ThreatModel:
+        """The weakest threat model under which this attack runs on `target`, for one who was handed `holds`."""
+
+    def fit(self, attacker: Attacker) -> None:
+        """Learn what does not depend on the payloads under attack, and keep it in attributes."""
 
     @abstractmethod
-    def needs(self, target: Method, faces: Tensor | None) -> ThreatModel:
-        """The weakest threat model under which this attack can run on `target` with these public faces."""
+    def _find(self, attacker: Attacker, payload: Payload) -> Found:
+        """What the attack makes of a payload."""
 
-    @abstractmethod
-    def recover(self, target: Method, payload: Payload, faces: Tensor | None, progress: Progress) -> Recovery:
-        """Images from a payload; raises AttackError when the attack does not apply to `target`."""
+    # --- sealed -------------------------------------------------------------------------------------------------
+    @final
+    def prepare(
+        self,
+        target: Method,
+        *,
+        faces: PublicFaces | FaceSet | Tensor | None = None,
+        recogniser: Recogniser | None = None,
+        pairs: Pairs | None = None,
+        threat: ThreatModel | None = None,
+        views: int = 1,
+        budget: Budget | str = "fast",
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> PreparedAttack[Found]:
+        """Learn all that does not depend on the payloads under attack; what is returned takes those.
+
+        `faces` are public faces, RGB in [-1,1], never those behind the payloads; as many as the budget allows are used.
+        `recogniser` is the attacker's own, never the one that judges. `pairs` are payloads with the images behind them.
+        `threat` is what the attacker is granted; without one it is exactly what the attack needs. `views` is how many
+        payloads of each image (or person) are seen. The same `seed` gives the same result. Raises AttackError when the
+        threat model does not cover the attack, and when the attack does not apply to the target.
+        """
+        budget = find_budget(budget)
+        public = None if faces is None else PublicFaces.of(faces, budget.faces)
+        holds = held(public, recogniser, pairs)
+        needed = self.needs(target.info, holds)
+        granted = needed if threat is None else threat
+        try:
+            self._check_grant(needed, granted, views)
+            if public is not None:
+                check_public_faces(public, target.input_size)
+            attacker = Attacker(
+                target,
+                granted,
+                faces=public,
+                recogniser=recogniser,
+                pairs=pairs,
+                views=views,
+                budget=budget,
+                seed=seed,
+                progress=progress,
+            )
+            started = time.perf_counter()
+            attack = copy.copy(self)
+            attack.fit(attacker)
+        except AttackError as error:
+            raise AttackError(f"{self.name} on {target.info.name}: {error}") from error
+        return PreparedAttack(attack, attacker, time.perf_counter() - started)
 
     @final
     def __call__(
         self,
         target: Method,
-        payload: Payload,
+        payload: Payload | Sequence[Payload],
         *,
-        faces: Tensor | None = None,
+        faces: PublicFaces | FaceSet | Tensor | None = None,
+        recogniser: Recogniser | None = None,
+        pairs: Pairs | None = None,
         threat: ThreatModel | None = None,
+        budget: Budget | str = "fast",
+        seed: int = 0,
         progress: Progress | None = None,
-    ) -> Recovery:
-        """Attack a payload of `target`.
+    ) -> Found:
+        """Attack a payload of `target`, or several: row i of each is then of the same image (or person).
 
-        `faces` (n,3,H,W) RGB in [-1,1] are public faces, never those behind the payload. `threat` is what the attacker
-        is granted; without one it is exactly what the attack needs. Raises AttackError when the threat model does not
-        cover the attack, when the attack does not apply to the target, and when its result is not complete;
-        PayloadError for the payload of another method.
+        All else as in `prepare`. Raises AttackError as that does and when the result is not whole, PayloadError for the
+        payload of another method.
         """
-        target.schema.check(payload.tensors)
-        payload.check_finite()
-        if faces is not None:
-            self._check_faces(faces, target.input_size)
-        needed = self.needs(target, faces)
-        granted = needed if threat is None else threat
+        prepared = self.prepare(
+            target,
+            faces=faces,
+            recogniser=recogniser,
+            pairs=pairs,
+            threat=threat,
+            views=1 if isinstance(payload, Payload) else len(payload),
+            budget=budget,
+            seed=seed,
+            progress=progress,
+        )
+        return prepared(payload)
+
+    @staticmethod
+    def _check_grant(needed: ThreatModel, granted: ThreatModel, views: int) -> None:
         missing = granted.lacks(needed)
         if missing:
             raise AttackError(
-                f"{self.name} on {target.info.name} needs {', '.join(missing)}, which the threat model "
-                f"({granted}) does not grant; grant it or use another attack"
+                f"needs {', '.join(missing)}, which the threat model ({granted}) does not grant; grant it or use "
+                "another attack"
+            )
+        several = granted.sees in (Sees.PAYLOADS_OF_IMAGE, Sees.PAYLOADS_OF_PERSON)
+        if views < 1 or (views > 1 and not several):
+            raise AttackError(f"{views} payloads of each image, but the attacker sees {granted.sees}")
+
+
+class PreparedAttack(Generic[Found]):
+    """An attack that has learned what it needs; call it with payloads, as often as wanted."""
+
+    def __init__(self, attack: Attack[Found], attacker: Attacker, seconds: float) -> None:
+        self.attack, self.attacker, self.seconds = attack, attacker, seconds
+
+    def __call__(self, payload: Payload | Sequence[Payload]) -> Found:
+        """What the attack makes of a payload, or of several: row i of each is then of the same image (or person).
+
+        Raises AttackError when the result is not whole or there are more or fewer payloads than the attack was prepared
+        for, PayloadError for the payload of another method.
+        """
+        attacker, name = self.attacker, self.attack.name
+        payloads = [payload] if isinstance(payload, Payload) else list(payload)
+        for one in payloads:
+            attacker.schema.check(one.tensors)
+            one.check_finite()
+        lengths = {len(one) for one in payloads}
+        if len(payloads) != attacker.views or len(lengths) != 1:
+            raise AttackError(
+                f"{name}: {len(payloads)} payloads of {sorted(lengths)} rows; expected {attacker.views}, equally long"
             )
         started = time.perf_counter()
-        found = self.recover(target, payload, faces, progress or _silent)
-        self._check_result(found, len(payload), target)
+        try:
+            found = self.attack._find(attacker, Payload.concatenate(payloads)).checked(lengths.pop(), attacker)
+        except AttackError as error:
+            raise AttackError(f"{name} on {attacker.target.name}: {error}") from error
+        known = attacker.recogniser.sha256 if Has.RECOGNISER in attacker.threat.has & attacker.holds else ""
         return replace(
             found,
-            images=found.images.detach(),
-            attack=self.name,
-            target=target.info.name,
-            threat=granted,
-            seconds=time.perf_counter() - started,
+            attack=name,
+            target=attacker.target.name,
+            threat=attacker.threat,
+            recogniser=known,
+            budget=attacker.budget.name,
+            seconds=self.seconds + time.perf_counter() - started,
         )
 
-    def _check_faces(self, faces: Tensor, size: tuple[int, int]) -> None:
-        try:
-            check_images(faces, size)
-        except ShapeError as error:
-            raise AttackError(f"{self.name}: public faces: {error}") from error
-        if not len(faces):
-            raise AttackError(f"{self.name}: there are no public faces in `faces`; give some, or None")
 
-    def _check_result(self, found: Recovery, rows: int, target: Method) -> None:
-        images = found.images
-        expected = (rows, 3, *target.input_size)
-        if tuple(images.shape) != expected or not images.is_floating_point():
-            raise AttackError(
-                f"{self.name} returned images {tuple(images.shape)} {images.dtype}; expected {expected}, float, "
-                "one for each payload"
-            )
-        if not bool(torch.isfinite(images).all()):
-            bad = (~torch.isfinite(images.flatten(1)).all(1)).nonzero().flatten().tolist()
-            raise AttackError(f"{self.name} returned values that are not finite in rows {bad}; expected [0, 1]")
-        if rows and not (float(images.min()) >= 0 and float(images.max()) <= 1):
-            raise AttackError(
-                f"{self.name} returned values in [{float(images.min()):.4g}, {float(images.max()):.4g}]; "
-                "expected [0, 1]"
-            )
-        for what, length in (("hypotheses", len(found.hypotheses)), ("misfit", _length(found.misfit))):
-            if length not in (0, rows):
-                raise AttackError(f"{self.name} returned {length} {what} for {rows} payloads; expected one each")
+class RecoveryAttack(Attack[Recovery]):
+    """An attack that gets images back."""
+
+    @abstractmethod
+    def recover(self, attacker: Attacker, payload: Payload) -> Recovery:
+        """Images from a payload; raises AttackError when the attack does not apply to the target."""
+
+    @final
+    def _find(self, attacker: Attacker, payload: Payload) -> Recovery:
+        return self.recover(attacker, payload)
 
 
-def _length(values: Tensor | None) -> int:
-    return 0 if values is None else len(values)
+class LinkageAttack(Attack[Linkage]):
+    """An attack that finds whose face it is without a picture: embeddings that a public recogniser's can be put to."""
+
+    @abstractmethod
+    def link(self, attacker: Attacker, payload: Payload) -> Linkage:
+        """Embeddings from a payload; raises AttackError when the attack does not apply to the target."""
+
+    @final
+    def _find(self, attacker: Attacker, payload: Payload) -> Linkage:
+        return self.link(attacker, payload)
 
 
-def _silent(done: int, total: int) -> None:
-    """Report nothing."""
+class InferenceAttack(Attack[Inference]):
+    """An attack that reads a soft attribute off payloads."""
+
+    @abstractmethod
+    def infer(self, attacker: Attacker, payload: Payload) -> Inference:
+        """An attribute's class for each image; raises AttackError when the attack does not apply to the target."""
+
+    @final
+    def _find(self, attacker: Attacker, payload: Payload) -> Inference:
+        return self.infer(attacker, payload)
 
 
-_REGISTRY: dict[str, type[Attack]] = {}
-_AttackType = TypeVar("_AttackType", bound=type[Attack])
+_REGISTRY: dict[str, type[Attack[Any]]] = {}
+_AttackType = TypeVar("_AttackType", bound=type[Attack[Any]])
 
 
 def register(cls: _AttackType) -> _AttackType:
@@ -255,7 +375,7 @@ def attacks() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def create_attack(name: str, **options: Any) -> Attack:
+def create_attack(name: str, **options: Any) -> Attack[Any]:
     """Build an attack by name with its own options.
 
     Raises AttackError for an unknown attack or option, naming each refused option and the ones that exist.
@@ -273,3 +393,30 @@ def create_attack(name: str, **options: Any) -> Attack:
         )
         known = ", ".join(sorted(cls.Options.model_fields)) or "none"
         raise AttackError(f"{name}: {problems}. Options: {known}") from error
+
+
+__all__ = [
+    "Attack",
+    "AttackOptions",
+    "Attacker",
+    "Budget",
+    "Found",
+    "Has",
+    "Inference",
+    "InferenceAttack",
+    "Knows",
+    "Linkage",
+    "LinkageAttack",
+    "Pairs",
+    "PreparedAttack",
+    "Progress",
+    "PublicFaces",
+    "Recovery",
+    "RecoveryAttack",
+    "Result",
+    "Sees",
+    "ThreatModel",
+    "attacks",
+    "create_attack",
+    "register",
+]

@@ -10,7 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ppfr.attacks.base import Attack, Progress, Recovery, ThreatModel
+from ppfr.attacks.attacker import Progress
+from ppfr.attacks.base import Attack, Recovery
+from ppfr.attacks.threat import ThreatModel
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.errors import AttackError
@@ -124,7 +126,7 @@ class Trial:
 
 
 def try_attack(
-    attack: Attack,
+    attack: Attack[Recovery],
     target: Method,
     faces: FaceSet,
     *,
@@ -148,7 +150,7 @@ def try_attack(
     originals = to_tensor(faces.images(search.probes)).to(device)
     with evaluating(target), torch.no_grad():
         payload = target.protect(originals, torch.Generator(device).manual_seed(seed))
-        recovery = attack(target, payload, faces=public, threat=threat, progress=progress)
+    recovery = attack(target, payload, faces=public, threat=threat, seed=seed, progress=progress)
     leakage = measure_leakage(
         recovery,
         originals,

@@ -19,12 +19,14 @@ from ppfr.attacks.affine import (
     survey,
     tell_anything,
 )
-from ppfr.attacks.base import Attack, AttackOptions, Has, Knows, Progress, Recovery, Sees, ThreatModel, register
+from ppfr.attacks.attacker import Attacker, Progress, client_knowledge
+from ppfr.attacks.base import AttackOptions, Recovery, RecoveryAttack, register
 from ppfr.attacks.equations import Equations, Solver
 from ppfr.attacks.newton import GaussNewton, curved_tensors
 from ppfr.attacks.priors import FacePrior, faces_prior, smooth_prior, to_images, to_planes
+from ppfr.attacks.threat import Has, Sees, ThreatModel
 from ppfr.errors import AttackError
-from ppfr.methods.base import Hypothesis, Method
+from ppfr.methods.base import Hypothesis, MethodInfo
 from ppfr.methods.payload import Payload
 
 # rows held in float64 at once: channels while screening, planes while solving
@@ -50,7 +52,7 @@ class LinearInversionOptions(AttackOptions):
 
 
 @register
-class LinearInversion(Attack):
+class LinearInversion(RecoveryAttack):
     """The most probable image under the client's linear operator A, for a payload y.
 
     Minimises |A x - y|^2 / (2 noise^2) + |x - mean face|^2 / (2 spread^2) + |edges of x| / usual edge over images x in
@@ -68,21 +70,22 @@ class LinearInversion(Attack):
     Options = LinearInversionOptions
     options: LinearInversionOptions
 
-    def needs(self, target: Method, faces: Tensor | None) -> ThreatModel:
-        return ThreatModel(
-            sees=Sees.PAYLOAD,
-            knows=Knows.SECRETS if target.info.secrets else Knows.PARAMETERS,
-            has=frozenset() if faces is None else frozenset({Has.FACES}),
-        )
+    def needs(self, target: MethodInfo, holds: frozenset[Has]) -> ThreatModel:
+        return ThreatModel(sees=Sees.PAYLOAD, knows=client_knowledge(target), has=holds & {Has.FACES})
 
     @torch.no_grad()
-    def recover(self, target: Method, payload: Payload, faces: Tensor | None, progress: Progress) -> Recovery:
+    def recover(self, attacker: Attacker, payload: Payload) -> Recovery:
+        name = attacker.target.name
         device = next(iter(payload.tensors.values())).device
-        prior = smooth_prior(target.input_size, device) if faces is None else faces_prior(faces.to(device))
-        hypotheses = target.hypotheses()
+        prior = (
+            faces_prior(attacker.faces.images.to(device))
+            if Has.FACES in attacker.holds
+            else smooth_prior(attacker.input_size, device)
+        )
+        hypotheses = attacker.hypotheses()
         if not hypotheses:
             raise AttackError(
-                f"{target.info.name} names no hypothesis about its client: its draws are too many to try, and linear "
+                f"{name} names no hypothesis about its client: its draws are too many to try, and linear "
                 "inversion needs a client with every draw fixed. Use an attack that learns from examples"
             )
         surveys = [survey(hypothesis, prior) for hypothesis in hypotheses]
@@ -93,8 +96,8 @@ class LinearInversion(Attack):
         if others and (self.options.tensors == "all" or not linear):
             curved = curved_tensors(hypotheses[0], prior, others)
             if not curved and not linear:
-                raise AttackError(_neither_linear_nor_smooth(target.info.name, hypotheses[0], surveys[0]))
-        search = _Search(hypotheses, surveys, affine, prior, payload, self.options, progress)
+                raise AttackError(_neither_linear_nor_smooth(name, hypotheses[0], surveys[0]))
+        search = _Search(hypotheses, surveys, affine, prior, payload, self.options, attacker.progress)
         if not curved:
             search.run(screen(surveys, affine, payload))
         else:
