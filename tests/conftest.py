@@ -12,6 +12,22 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from ppfr.attacks.card import (
+    Attacker,
+    Audited,
+    Card,
+    Control,
+    Faces,
+    Figure,
+    Finding,
+    Network,
+    Times,
+    measured,
+    proves,
+    verdict,
+    worst_finding,
+)
+
 # two test processes on two cores: threads of their own would only get in each other's way
 torch.set_num_threads(1)
 
@@ -48,3 +64,78 @@ def golden(shared: Path) -> Callable[[str], Any]:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+# --- cards of audits that never ran --------------------------------------------------------------------------------
+CARD_MEASURE = "Rank-1 of recovered images, by the judge"
+
+
+def card_figure(value: float, spread: float = 0.05) -> Figure:
+    return Figure(value=value, low=max(0.0, value - spread), high=min(1.0, value + spread))
+
+
+def card_finding(attack: str, *, leak: float = 1.0, control: float = 1.0, ceiling: float = 1.0) -> Finding:
+    proof = measured(CARD_MEASURE, card_figure(control), card_figure(ceiling), 0.02, 20)
+    return Finding(
+        attack=attack,
+        title=attack,
+        threat=Attacker(
+            sees="one payload", knows="the method", has=["public faces"], pairs=0, text="sees one payload; knows ..."
+        ),
+        status="reliable" if proves(proof) else "unreliable",
+        result=measured(CARD_MEASURE, card_figure(leak), card_figure(ceiling), 0.02, 40),
+        control=Control(target="the image in the payload's own shapes", result=proof, passed=proves(proof)),
+        further={"SSIM": card_figure(0.9), "TAR@FAR=0.01": card_figure(0.8)},
+    )
+
+
+def card(
+    *,
+    name: str = "toy",
+    findings: list[Finding] | None = None,
+    accuracy: float | None = 0.95,
+    payload_bytes: int = 1000,
+    **changes: Any,
+) -> Card:
+    if findings is None:
+        refused = Finding(attack="template-inversion", title="T", threat=None, status="not applicable", reason="why")
+        findings = [card_finding("linear-inversion"), card_finding("linkage", control=0.1), refused]
+    worst = worst_finding(findings)
+    values = {
+        "method": Audited(
+            name=name,
+            title=f"Toy <{name}>",
+            paper="none",
+            protects=True,
+            secrets=["draw"],
+            departures="",
+            payload="pixels (3, 24, 20) float32",
+            payload_bytes=payload_bytes,
+            sha256=None,
+        ),
+        "faces": Faces(name="toy", people=40, photos=3, public_faces=100, public_people=50, synthetic=False),
+        "judge": Network(name="judge.onnx", sha256="a" * 64, preprocessing="RGB"),
+        "recogniser": Network(name="own.ckpt", sha256="b" * 64),
+        "teacher": None,
+        "profile": "fast",
+        "seed": 0,
+        "cut": ["40 people instead of all"],
+        "accuracy": None if accuracy is None else card_figure(accuracy, 0.01),
+        "findings": findings,
+        "privacy": None if worst is None or worst.result is None else worst.result.privacy,
+        "worst": None if worst is None else worst.attack,
+        "verdict": verdict("Toy", findings),
+        "versions": {"ppfr": "0.1.0"},
+        "times": Times(started="2026-01-01T00:00:00+0000", seconds=61.0, attacks={"linear-inversion": 3.0}),
+    }
+    return Card(**{**values, **changes})
+
+
+@pytest.fixture
+def make_finding() -> Callable[..., Finding]:
+    return card_finding
+
+
+@pytest.fixture
+def make_card() -> Callable[..., Card]:
+    return card

@@ -66,6 +66,18 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A share in [0, 1] with its interval, between guessing and clear photos; `faint` for one that does not count."""
+
+    title: str
+    share: float
+    bounds: Bounds | None
+    chance: float
+    ceiling: float
+    faint: bool = False
+
+
+@dataclass(frozen=True)
 class Line:
     """A vertical line: where guessing or clear photos stand."""
 
@@ -73,13 +85,76 @@ class Line:
     label: str
 
 
-def leakage_plot(points: Sequence[Point], lines: Sequence[Line], mark: str = "") -> str:
-    """Pair accuracy over the share of people re-identified, with 95 % intervals; `mark` is written into the plot."""
+def leak_bars(bars: Sequence[Bar], mark: str = "") -> str:
+    """A bar for each attack's leak with its 95 % interval, between ticks for chance and for clear photos."""
+    if not bars:
+        return ""
+    with mpl.rc_context(_SETTINGS):
+        figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(bars)), layout="constrained")
+        axes = figure.subplots()
+        for index, bar in enumerate(bars):
+            place = len(bars) - 1 - index
+            (drawn,) = axes.barh(
+                [place], [bar.share], height=0.5, color="none" if bar.faint else COLOURS[0], edgecolor=COLOURS[0]
+            )
+            drawn.set_gid(f"bars-{index}")
+            if bar.faint:
+                drawn.set_linestyle((0, (2, 2)))
+            if bar.bounds is not None:
+                low, high = min(bar.bounds.low, bar.share), max(bar.bounds.high, bar.share)
+                axes.plot([low, high], [place, place], color=_INK, linewidth=1.4)
+            for at, style in ((bar.chance, (0, (1, 1.5))), (bar.ceiling, "solid")):
+                axes.plot([at, at], [place - 0.42, place + 0.42], color=COLOURS[1], linewidth=1.8, linestyle=style)
+        axes.set_yticks(range(len(bars)), [_shortened(bar.title) for bar in reversed(bars)])
+        axes.set_ylim(-0.6, len(bars) - 0.4)
+        axes.set_xlim(0, 1.02)
+        axes.xaxis.set_major_formatter(FuncFormatter(_percent_tick))
+        axes.set_xlabel("people found; solid tick: from clear photos, dotted tick: by guessing")
+        axes.grid(True, axis="x")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=3)
+        if mark:
+            axes.set_title(mark, loc="right", fontsize=9)
+        svg = _as_svg(figure)
+    texts = [
+        _tidy(
+            f"{bar.title}{' (unreliable)' if bar.faint else ''}: {percent(bar.share)} "
+            f"{_in_brackets(percent_range(bar.bounds))}, clear photos {percent(bar.ceiling)}, "
+            f"guessing {percent(bar.chance)}"
+        )
+        for bar in bars
+    ]
+    return _for_page(svg, "bars", "What each attack gets", texts)
+
+
+def _shortened(title: str) -> str:
+    return title if len(title) <= 34 else f"{title[:33]}…"
+
+
+def _as_svg(figure: Figure) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+def leakage_plot(
+    points: Sequence[Point],
+    lines: Sequence[Line],
+    mark: str = "",
+    *,
+    axis: str = "people re-identified from their payload",
+    front: bool = False,
+) -> str:
+    """Pair accuracy over a share that leaks, with 95 % intervals; `axis` names the share, `mark` is written in.
+
+    With `front` a stair joins the points that no other beats in both.
+    """
 
     def finish(axes: Axes) -> None:
         axes.set_xlim(-0.04, 1.04)
         axes.xaxis.set_major_formatter(FuncFormatter(_percent_tick))
-        axes.set_xlabel("people re-identified from their payload  (left is better)")
+        axes.set_xlabel(f"{axis}  (left is better)")
         for line in lines:
             axes.axvline(line.at, color=_INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
             right = line.at < 0.5
@@ -92,6 +167,8 @@ def leakage_plot(points: Sequence[Point], lines: Sequence[Line], mark: str = "")
                 ha="left" if right else "right",
                 fontsize=8.5,
             )
+        if front:
+            _draw_front(axes, [(point.leak, point.accuracy) for point in shown])
 
     shown = [point for point in points if point.leak is not None]
     return _plot(
@@ -125,10 +202,12 @@ def likeness_plot(points: Sequence[Point], mark: str = "") -> str:
     )
 
 
-def bytes_plot(points: Sequence[Point], mark: str = "") -> str:
-    """Pair accuracy over the bytes that leave the client for one image."""
+def bytes_plot(points: Sequence[Point], mark: str = "", *, front: bool = False) -> str:
+    """Pair accuracy over the bytes that leave the client for one image; `front` as in `leakage_plot`."""
 
     def finish(axes: Axes) -> None:
+        if front:
+            _draw_front(axes, [(point.payload_bytes or None, point.accuracy) for point in points])
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         # at least a factor of ten in view, so that neighbours do not look like opposites
@@ -183,14 +262,26 @@ def _plot(
         axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
         if mark:
             axes.set_title(mark, loc="right", fontsize=9)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        svg = _as_svg(figure)
     texts = [
         f"{point.title}: {percent(point.accuracy)} of pairs "
         f"{_in_brackets(percent_range(point.accuracy_bounds))}, {told(point)}"
         for point in shown
     ]
-    return _for_page(stream.getvalue(), name, f"{title}{' – ' + mark if mark else ''}", [_tidy(text) for text in texts])
+    return _for_page(svg, name, f"{title}{' – ' + mark if mark else ''}", [_tidy(text) for text in texts])
+
+
+def _draw_front(axes: Axes, places: Sequence[tuple[float | None, float | None]]) -> None:
+    """A stair through the places that none other beats: no further right and no lower."""
+    known = [(x, y) for x, y in places if x is not None and y is not None]
+    best = [(x, y) for x, y in known if not any(_beats(other, (x, y)) for other in known)]
+    if len(best) > 1:
+        across, up = zip(*sorted(best), strict=True)
+        axes.step(across, up, where="post", color=_INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1.5)
+
+
+def _beats(one: tuple[float, float], two: tuple[float, float]) -> bool:
+    return one[0] <= two[0] and one[1] >= two[1] and one != two
 
 
 def _draw_point(axes: Axes, point: Point, x: float | None, interval: Bounds | None, gid: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
 MISSING = "—"
@@ -136,3 +136,49 @@ def _reading(privacy: float | None) -> str:
     if privacy < 0.9:
         return "Against this attacker the payload hides some people and exposes others."
     return "This attack mostly fails here, which is no proof that a better one would."
+
+
+class AttackerLike(Protocol):
+    """What is told of an attacker: the parts of a card's threat model."""
+
+    @property
+    def sees(self) -> str: ...
+    @property
+    def knows(self) -> str: ...
+    @property
+    def has(self) -> Sequence[str]: ...
+    @property
+    def pairs(self) -> int: ...
+
+
+_SEES = {
+    "one payload": "gets hold of one payload, from the wire, a log or the server",
+    "several payloads of one image": "gets hold of several payloads of one image, as when a client sends it again",
+    "several payloads of one person": "gets hold of several payloads of one person, as a server does over time",
+    "stored templates": "gets hold of the server's stored templates, as after a break-in",
+}
+_KNOWS = {
+    "nothing": "knows nothing of the method",
+    "the method": "knows which method runs, from its paper",
+    "the method's public parameters": "holds the client program and its public weights, as all who install it do",
+    "the deployment's secrets": "knows the deployment's secrets too, as whoever runs it or takes a client apart",
+}
+_HAS = {
+    "public faces": "photos of other people from the internet",
+    "query access to the client": "a client of their own that protects any photo they feed it",
+}
+
+
+def attacker_words(attacker: AttackerLike) -> str:
+    """A threat model in two sentences for someone who does not know the field."""
+    held = [
+        f"{attacker.pairs} photos of others together with their payloads"
+        if name.startswith("payload")
+        else _HAS.get(name, name)
+        for name in attacker.has
+    ]
+    sees, knows = (
+        _SEES.get(attacker.sees, f"sees {attacker.sees}"),
+        _KNOWS.get(attacker.knows, f"knows {attacker.knows}"),
+    )
+    return f"The attacker {sees}, and {knows}. They have {' and '.join(held) or 'nothing else'}."
