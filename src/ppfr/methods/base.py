@@ -184,6 +184,14 @@ class Method(nn.Module, ABC):
         """
         return [Hypothesis("client", lambda images: self._protect(images, torch.Generator(images.device)))]
 
+    def weakened(self) -> Hypothesis | None:
+        """This client with what protects taken away, for attacks to prove themselves on: noise off, draws fixed.
+
+        An attack that fails here is not believed elsewhere. The default None leaves the choice to the audit, which lets
+        the client write the clear image into tensors of the payload's shapes.
+        """
+        return None
+
     def secrets(self) -> dict[str, Tensor]:
         """The client's secrets by name, as named in `info.secrets`; stored apart from the weights."""
         return {}

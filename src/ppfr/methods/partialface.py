@@ -140,6 +140,10 @@ class PartialFace(Method):
             for kind, frequencies in enumerate(self._frequencies())
         ]
 
+    def weakened(self) -> Hypothesis:
+        """One subset in one order for every image, known to all."""
+        return self.hypotheses()[0]
+
     def secrets(self) -> dict[str, Tensor]:
         require_secrets(self, [self._subsets, self._orders])
         assert self._subsets is not None and self._orders is not None
