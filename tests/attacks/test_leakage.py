@@ -25,7 +25,7 @@ PEOPLE, PHOTOS = 8, 4
 class Judge:
     """Compares pixels, coarsely."""
 
-    name = "pixels"
+    name = sha256 = "pixels"
 
     def embed(self, images: Tensor, *, flip: bool = False) -> Tensor:
         return torch.nn.functional.avg_pool2d(images + 0.01, 4).flatten(1)

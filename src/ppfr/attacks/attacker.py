@@ -141,6 +141,15 @@ def stored_templates(target: Method, payload: Payload) -> Payload:
     return Payload(template_schema(target), {"template": torch.cat(parts)})
 
 
+@torch.no_grad()
+def observe(target: Method, images: Tensor, sees: Sees, views: int, generator: torch.Generator) -> list[Payload]:
+    """What reaches an attacker of images (B,3,H,W) in [-1,1]: `views` payloads of each, or of each its template."""
+    with evaluating(target):
+        parts = torch.split(images, _BATCH)
+        seen = [Payload.concatenate(target.protect(part, generator) for part in parts) for _ in range(views)]
+        return [stored_templates(target, one) for one in seen] if sees is Sees.TEMPLATES else seen
+
+
 class Attacker:
     """All that an attack can reach. Each thing is handed out only if the threat model grants it.
 
@@ -211,17 +220,13 @@ class Attacker:
         self._require_knowledge(client_knowledge(self.target))
         return self._method.hypotheses()
 
-    @torch.no_grad()
     def query(self, images: Tensor, generator: torch.Generator) -> Payload:
         """What the attacker would see of images (B,3,H,W) in [-1,1] that it sends through the client itself.
 
         For one who sees templates the server has enrolled them. Raises AttackError without query access.
         """
         self._require(Has.QUERIES)
-        with evaluating(self._method):
-            parts = [self._method.protect(part, generator) for part in torch.split(images, _BATCH)]
-        payload = Payload.concatenate(parts)
-        return stored_templates(self._method, payload) if self.threat.sees is Sees.TEMPLATES else payload
+        return observe(self._method, images, self.threat.sees, 1, generator)[0]
 
     def split_views(self, payload: Payload) -> list[Payload]:
         """The first payload of every image, the second of every image, and so on."""

@@ -154,6 +154,8 @@ class Attack(ABC, Generic[Found]):
     name: ClassVar[str]
     title: ClassVar[str]
     Options: ClassVar[type[AttackOptions]] = AttackOptions
+    views: ClassVar[int] = 1
+    """How many payloads of each image it is usually tried with."""
 
     def __init__(self, options: AttackOptions | None = None) -> None:
         self.options = self.Options() if options is None else options
@@ -188,7 +190,7 @@ class Attack(ABC, Generic[Found]):
         recogniser: Recogniser | None = None,
         pairs: Pairs | None = None,
         threat: ThreatModel | None = None,
-        views: int = 1,
+        views: int | None = None,
         budget: Budget | str = "fast",
         seed: int = 0,
         progress: Progress | None = None,
@@ -198,9 +200,11 @@ class Attack(ABC, Generic[Found]):
         `faces` are public faces, RGB in [-1,1], never those behind the payloads; as many as the budget allows are used.
         `recogniser` is the attacker's own, never the one that judges. `pairs` are payloads with the images behind them.
         `threat` is what the attacker is granted; without one it is exactly what the attack needs. `views` is how many
-        payloads of each image (or person) are seen. The same `seed` gives the same result. Raises AttackError when the
-        threat model does not cover the attack, and when the attack does not apply to the target.
+        payloads of each image (or person) are seen, by default as many as the attack is usually tried with. The same
+        `seed` gives the same result. Raises AttackError when the threat model does not cover the attack, and when the
+        attack does not apply to the target.
         """
+        views = self.views if views is None else views
         budget = find_budget(budget)
         public = None if faces is None else PublicFaces.of(faces, budget.faces)
         holds = held(public, recogniser, pairs)

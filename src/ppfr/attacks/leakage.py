@@ -1,7 +1,8 @@
-"""What a recovery gives away: who is in the picture, and how like the original it looks."""
+"""One attack tried on real faces: queries drawn, protected, attacked, and measured against other photos."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,30 +11,36 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ppfr.attacks.attacker import Progress
-from ppfr.attacks.base import Attack, Recovery
+from ppfr.attacks.attacker import Budget, Progress, PublicFaces, observe
+from ppfr.attacks.base import Attack, Recovery, Result
+from ppfr.attacks.success import (
+    Embedder,
+    Figure,
+    LinkIdentification,
+    PairLinkage,
+    PixelSimilarity,
+    ReIdentification,
+    Success,
+    Truth,
+    measure,
+)
 from ppfr.attacks.threat import ThreatModel
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.errors import AttackError
-from ppfr.evaluation.cost import evaluating
-from ppfr.evaluation.identification import Identification, Search, draw_search, identification
-from ppfr.evaluation.similarity import psnr, ssim
-from ppfr.evaluation.statistics import Interval, as_plain, bootstrap_mean
+from ppfr.evaluation.identification import Search, draw_search
+from ppfr.evaluation.statistics import Interval
 from ppfr.methods.base import Method
 from ppfr.methods.payload import Payload
 from ppfr.networks import Recogniser
 
-# 8-bit images that are equal after rounding differ by at least this much in dB
-_PSNR_CEILING = 60.0
-
 
 @dataclass(frozen=True)
 class Leakage:
-    """What one attack got from one method's payloads; rates in [0,1], intervals 95 % over people.
+    """What one attack got from one method's payloads: figures by name, each with its interval, ceiling and chance.
 
-    `identified` matches the recovered images, and `ceiling` the clear ones, against OTHER clear photos of the same
-    people, by `judge`; both are None without a judge. `ssim` and `psnr` (dB, at most 60) compare with the clear images.
+    `rank1` and the properties beside it are None where nobody was identified: no judge, or an attack that gives
+    neither images nor embeddings. `ssim` and `psnr` are None for results other than images.
     """
 
     method: str
@@ -42,45 +49,54 @@ class Leakage:
     queries: int
     people: int
     judge: str | None
-    identified: Identification | None
-    ceiling: Identification | None
-    ssim: float
-    ssim_interval: Interval
-    psnr: float
-    psnr_interval: Interval
+    figures: Mapping[str, Figure]
     seconds: float
+
+    def _value(self, name: str) -> float | None:
+        return self.figures[name].value if name in self.figures else None
+
+    def _interval(self, name: str) -> Interval | None:
+        return self.figures[name].interval if name in self.figures else None
 
     @property
     def rank1(self) -> float | None:
-        """Share of recovered images whose person the judge finds first."""
-        return None if self.identified is None else self.identified.rank1
+        """Share of results whose person comes first in a search of other clear photos."""
+        return self._value("rank1")
 
     @property
     def rank1_interval(self) -> Interval | None:
         """Interval of `rank1`."""
-        return None if self.identified is None else self.identified.rank_interval[1]
+        return self._interval("rank1")
 
     @property
     def ceiling_rank1(self) -> float | None:
-        """The same share for the clear images: what the judge can do at all."""
-        return None if self.ceiling is None else self.ceiling.rank1
+        """The same share for the clear images: what the recogniser can do at all."""
+        return self.figures["rank1"].ceiling if "rank1" in self.figures else None
 
     @property
     def chance(self) -> float | None:
-        """The same share for images that show nothing."""
-        return None if self.identified is None else self.identified.chance[1]
+        """The same share for results that show nothing."""
+        return self.figures["rank1"].chance if "rank1" in self.figures else None
 
     @property
     def privacy(self) -> float | None:
         """1 - (leak - chance) / (ceiling - chance), within [0,1]; None without a judge, or if it only guesses."""
-        if self.rank1 is None or self.ceiling_rank1 is None or self.chance is None:
-            return None
-        room = self.ceiling_rank1 - self.chance
-        return None if room <= 0 else min(1.0, max(0.0, 1 - (self.rank1 - self.chance) / room))
+        leak = self.figures["rank1"].leak if "rank1" in self.figures else None
+        return None if leak is None else 1 - leak
+
+    @property
+    def ssim(self) -> float | None:
+        """Structural similarity of recovered and clear images."""
+        return self._value("ssim")
+
+    @property
+    def psnr(self) -> float | None:
+        """Peak signal-to-noise ratio of recovered images in dB, at most 60."""
+        return self._value("psnr")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        figures = {
+        return {
             "method": self.method,
             "attack": self.attack,
             "threat": self.threat,
@@ -88,79 +104,114 @@ class Leakage:
             "people": self.people,
             "judge": self.judge,
             "rank1": self.rank1,
-            "rank1_interval": self.rank1_interval,
+            "rank1_interval": _plain(self.rank1_interval),
             "ceiling_rank1": self.ceiling_rank1,
             "chance": self.chance,
             "privacy": self.privacy,
             "ssim": self.ssim,
-            "ssim_interval": self.ssim_interval,
+            "ssim_interval": _plain(self._interval("ssim")),
             "psnr": self.psnr,
-            "psnr_interval": self.psnr_interval,
+            "psnr_interval": _plain(self._interval("psnr")),
             "seconds": self.seconds,
+            "figures": {name: figure.to_dict() for name, figure in self.figures.items()},
         }
-        return {name: as_plain(value) for name, value in figures.items()}
 
     def __str__(self) -> str:
-        likeness = f"SSIM {self.ssim:.3f}, PSNR {self.psnr:.1f} dB"
-        if self.rank1 is None or self.rank1_interval is None:
-            found = "Rank-1 not measured (no judge)"
-        else:
+        told = []
+        if self.rank1 is not None and self.rank1_interval is not None:
             low, high = self.rank1_interval
             context = f"(clear {self.ceiling_rank1:.1%}, chance {self.chance:.1%})"
-            found = f"Rank-1 {self.rank1:.1%} [{low:.1%}, {high:.1%}] {context}"
-        return f"{self.attack} on {self.method}: {found}, {likeness}; {self.people} people; attacker {self.threat}"
+            told.append(f"Rank-1 {self.rank1:.1%} [{low:.1%}, {high:.1%}] {context}")
+        elif self.judge is None:
+            told.append("Rank-1 not measured (no judge)")
+        if self.ssim is not None:
+            told.append(f"SSIM {self.ssim:.3f}, PSNR {self.psnr:.1f} dB")
+        for name in ("pair_accuracy", "attribute_accuracy"):
+            if name in self.figures:
+                figure = self.figures[name]
+                told.append(f"{name.replace('_', ' ')} {figure.value:.1%} (clear {figure.ceiling:.1%})")
+        return f"{self.attack} on {self.method}: {', '.join(told)}; {self.people} people; attacker {self.threat}"
+
+
+def _plain(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else list(interval)
 
 
 @dataclass(frozen=True)
 class Trial:
     """One attack on one method and everything it was measured with, for pictures.
 
-    `originals` (B,3,H,W) RGB in [-1,1] are the images behind `payload`, at the set's indices `search.probes`.
+    `truth.originals` are the images behind `payload`, at the set's indices `search.probes`; where several payloads of
+    each were seen this is the first.
     """
 
     search: Search
-    originals: Tensor
+    truth: Truth
     payload: Payload
-    recovery: Recovery
+    result: Result
     leakage: Leakage
+
+    @property
+    def originals(self) -> Tensor:
+        """The images (B,3,H,W) RGB in [-1,1] behind the payload."""
+        return self.truth.originals
+
+    @property
+    def recovery(self) -> Recovery:
+        """The result, if it is of images; else raises AttackError."""
+        if not isinstance(self.result, Recovery):
+            raise AttackError(f"{self.result.attack} recovers no images; it gives {type(self.result).__name__}")
+        return self.result
 
 
 def try_attack(
-    attack: Attack[Recovery],
+    attack: Attack[Any],
     target: Method,
     faces: FaceSet,
     *,
-    judge: Recogniser | None = None,
-    public: Tensor | None = None,
+    judge: Embedder | None = None,
+    public: PublicFaces | FaceSet | Tensor | None = None,
+    recogniser: Recogniser | None = None,
     threat: ThreatModel | None = None,
+    budget: Budget | str = "fast",
     people: int | None = None,
     photos: int = 3,
+    views: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Trial:
     """Attack one query from each person of a set and measure what leaks.
 
     A query and `photos` OTHER images of each person are drawn by `seed`; people with fewer images are left out, and at
-    most `people` are taken. `public` (n,3,H,W) RGB in [-1,1] are faces of other people for the attacker. The work is
-    done on the device of `public`, or on the CPU. Raises DataError when fewer than two people remain, AttackError as
-    the attack does.
+    most `people` are taken; `views` payloads of each query are seen, by default as many as the attack is usually tried
+    with. `public` are faces of other people for the attacker, RGB in [-1,1], and `recogniser` is its
+    own, never the judge. The work is done on the device of `public` if that is a tensor, else on the CPU. Raises
+    DataError when fewer than two people remain, AttackError as the attack does.
     """
     search = _first_people(draw_search(faces.labels, photos=photos, seed=seed), photos, people)
-    device = torch.device("cpu") if public is None else public.device
-    originals = to_tensor(faces.images(search.probes)).to(device)
-    with evaluating(target), torch.no_grad():
-        payload = target.protect(originals, torch.Generator(device).manual_seed(seed))
-    recovery = attack(target, payload, faces=public, threat=threat, seed=seed, progress=progress)
-    leakage = measure_leakage(
-        recovery,
-        originals,
+    device = public.device if isinstance(public, Tensor) else torch.device("cpu")
+    truth = Truth(
+        to_tensor(faces.images(search.probes)).to(device),
         faces.labels[search.probes],
-        gallery=to_tensor(faces.images(search.gallery)).to(device),
-        gallery_people=faces.labels[search.gallery],
-        judge=judge,
-        seed=seed,
+        to_tensor(faces.images(search.gallery)).to(device),
+        faces.labels[search.gallery],
+        seed,
     )
-    return Trial(search, originals, payload, recovery, leakage)
+    prepared = attack.prepare(
+        target,
+        faces=public,
+        recogniser=recogniser,
+        threat=threat,
+        views=views,
+        budget=budget,
+        seed=seed,
+        progress=progress,
+    )
+    attacker = prepared.attacker
+    generator = torch.Generator(device).manual_seed(seed)
+    payloads = observe(target, truth.originals, attacker.threat.sees, attacker.views, generator)
+    result = prepared(payloads)
+    return Trial(search, truth, payloads[0], result, leakage_of(result, truth, judge=judge, recogniser=recogniser))
 
 
 def measure_leakage(
@@ -170,7 +221,7 @@ def measure_leakage(
     *,
     gallery: Tensor | None = None,
     gallery_people: npt.ArrayLike | None = None,
-    judge: Recogniser | None = None,
+    judge: Embedder | None = None,
     seed: int = 0,
 ) -> Leakage:
     """Compare recovered images with the originals (B,3,H,W) RGB in [-1,1] of `people` (B,).
@@ -179,35 +230,28 @@ def measure_leakage(
     of `gallery_people` (G,) that are not among the originals. Intervals are bootstrapped by `seed`. Raises AttackError
     for a judge without a gallery or another number of originals, DataError for people who are not in the gallery.
     """
-    if len(originals) != len(recovery):
-        raise AttackError(f"{len(originals)} originals for {len(recovery)} recovered images; expected one each")
-    owners = np.asarray(people)
-    clear = (originals.float() / 2 + 0.5).clamp(0, 1)
-    likeness = ssim(recovery.images, clear).double().cpu().numpy()
-    ratio = psnr(recovery.images, clear).double().clamp_max(_PSNR_CEILING).cpu().numpy()
-    identified = ceiling = None
+    owners = None if gallery_people is None else np.asarray(gallery_people)
+    return leakage_of(recovery, Truth(originals, np.asarray(people), gallery, owners, seed), judge=judge)
+
+
+def leakage_of(
+    result: Result, truth: Truth, *, judge: Embedder | None = None, recogniser: Embedder | None = None
+) -> Leakage:
+    """All figures of a result: pixels, and who is identified by the judge or, for embeddings, by the attacker."""
+    successes: list[Success] = [PixelSimilarity()]
     if judge is not None:
-        if gallery is None or gallery_people is None:
-            raise AttackError("a judge needs `gallery` and `gallery_people`: other clear photos of the same people")
-        known = judge.embed(gallery).cpu().numpy()
-        identified, ceiling = (
-            identification(judge.embed(images).cpu().numpy(), owners, known, gallery_people, seed=seed)
-            for images in (recovery.images * 2 - 1, originals)
-        )
+        successes += [ReIdentification(judge), PairLinkage(judge)]
+    if recogniser is not None:
+        successes += [LinkIdentification(recogniser), PairLinkage(recogniser)]
     return Leakage(
-        method=recovery.target,
-        attack=recovery.attack,
-        threat=str(recovery.threat),
-        queries=len(recovery),
-        people=len(np.unique(owners)),
+        method=result.target,
+        attack=result.attack,
+        threat=str(result.threat),
+        queries=len(result),
+        people=len(np.unique(truth.people)),
         judge=None if judge is None else judge.name,
-        identified=identified,
-        ceiling=ceiling,
-        ssim=float(likeness.mean()),
-        ssim_interval=bootstrap_mean(likeness, owners, seed=seed),
-        psnr=float(ratio.mean()),
-        psnr_interval=bootstrap_mean(ratio, owners, seed=seed),
-        seconds=recovery.seconds,
+        figures=measure(result, truth, successes),
+        seconds=result.seconds,
     )
 
 
