@@ -63,7 +63,7 @@ def test_an_attack_counts_only_if_its_control_passed(make_finding: MakeFinding) 
     assert "nothing can be said" in verdict("Toy", [doubtful])
     with pytest.raises(ValidationError, match="is 'reliable' but its control passed: False"):
         Finding(**{**doubtful.model_dump(), "status": "reliable"})
-    with pytest.raises(ValidationError, match="an attack that ran has a threat"):
+    with pytest.raises(ValidationError, match="an attack that ran has a threat and a result"):
         Finding(attack="a", title="A", threat=None, status="reliable")
 
 

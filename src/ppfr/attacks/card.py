@@ -43,6 +43,13 @@ class Figure(Part):
     high: Number
 
 
+class Beside(Figure):
+    """A further measure, with what clear photos and guessing give where that is known."""
+
+    ceiling: Number | None = None
+    chance: Number | None = None
+
+
 class Attacker(Part):
     """A threat model: what the attacker sees, knows and has, and the same in one line."""
 
@@ -88,20 +95,17 @@ class Finding(Part):
     reason: str = ""
     result: Measured | None = None
     control: Control | None = None
-    further: dict[str, Figure] = Field(default_factory=dict)
+    further: dict[str, Beside] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
     notes: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _whole(self) -> Finding:
-        measured = self.result is not None and self.control is not None and self.threat is not None
-        if (self.status == "not applicable") == measured:
-            raise ValueError(
-                f"{self.attack} is {self.status!r}: an attack that ran has a threat, a result and a control, "
-                "another has none"
-            )
-        if self.control is not None and (self.status == "reliable") != self.control.passed:
-            raise ValueError(f"{self.attack} is {self.status!r} but its control passed: {self.control.passed}")
+        if (self.status != "not applicable") != (self.result is not None and self.threat is not None):
+            raise ValueError(f"{self.attack} is {self.status!r}: an attack that ran has a threat and a result")
+        passed = self.control is not None and self.control.passed
+        if (self.status == "reliable") != passed:
+            raise ValueError(f"{self.attack} is {self.status!r} but its control passed: {passed}")
         return self
 
 
@@ -219,6 +223,7 @@ def load_card(path: Path | str) -> Card:
 
 def measured(measure: str, leak: Figure, ceiling: Figure, chance: float, people: int) -> Measured:
     """Put a leak between chance and ceiling; raises AttackError where the ceiling is no better than chance."""
+    chance = _rounded(chance)
     room = ceiling.value - chance
     if room <= 0:
         raise AttackError(

@@ -74,7 +74,7 @@ def _embedder(model: Model, flip: bool, seed: int) -> tuple[Callable[[Tensor], T
     if isinstance(model, Recogniser):
         weights = [] if model.backbone is None else list(model.backbone.parameters())
         return partial(model.embed, flip=flip), weights[0].device if weights else torch.device("cpu")
-    device = next(model.server.parameters()).device
+    device = next((weight.device for weight in model.server.parameters()), torch.device("cpu"))
     # a stream for each side: an upright image draws the same whether or not the mirrored one is asked for
     upright, mirrored = (torch.Generator(device).manual_seed(2 * seed + side) for side in (0, 1))
 

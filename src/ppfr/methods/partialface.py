@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Literal
@@ -142,7 +143,7 @@ class PartialFace(Method):
 
     def weakened(self) -> Hypothesis:
         """One subset in one order for every image, known to all."""
-        return self.hypotheses()[0]
+        return replace(self.hypotheses()[0], name="one subset in one order, known to all")
 
     def secrets(self) -> dict[str, Tensor]:
         require_secrets(self, [self._subsets, self._orders])

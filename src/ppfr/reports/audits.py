@@ -13,14 +13,16 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from torch import Tensor
 
-from ppfr.attacks.card import CONTROL_SHARE, Card, Figure, Finding, Measured
+from ppfr.attacks.audit import Audit, Evidence
+from ppfr.attacks.card import CONTROL_SHARE, Beside, Card, Figure, Finding, Measured
 from ppfr.errors import DataError
 from ppfr.files import atomic_write
 from ppfr.reports import wording
 from ppfr.reports.figures import Bar, Point, bytes_plot, leak_bars, leakage_plot
 from ppfr.reports.measures import Cell
-from ppfr.reports.pictures import png_data_uri
+from ppfr.reports.pictures import describe_payload, payload_picture, png_data_uri
 from ppfr.reports.report import SYNTHETIC_MARK
 from ppfr.reports.wording import Bounds
 
@@ -46,6 +48,42 @@ class Exhibit:
 
     title: str
     shown: tuple[Recovered, ...]
+
+
+def write_audit(audit: Audit, folder: Path | str, *, command: str = "") -> list[Path]:
+    """Write `card.json` and `card.html` into a folder, atomically; returns their paths.
+
+    The page shows faces: raises DataError for a folder inside a git work tree, unless the faces are synthetic.
+    """
+    if not audit.card.faces.synthetic:
+        refuse_repository(Path(folder))
+    data = audit.card.save(folder)
+    caption = describe_payload(audit.evidence[0].sent) if audit.evidence else ""
+    shown = [exhibit(evidence) for evidence in audit.evidence]
+    return [data, write_card_page(audit.card, shown, folder, command=command, seen_caption=caption)]
+
+
+def refuse_repository(folder: Path) -> None:
+    """Raise DataError for a folder inside a git work tree, where faces would be committed by accident."""
+    place = folder.absolute()
+    for above in (place, *place.parents):
+        if (above / ".git").exists():
+            raise DataError(
+                f"{folder} lies inside the git repository {above}, and the page shows faces, which are personal data; "
+                "choose a folder outside of any repository"
+            )
+
+
+def exhibit(evidence: Evidence) -> Exhibit:
+    """Pictures of what an attack made of some payloads."""
+    photos, recovered = (_pixels(images) for images in (evidence.photos, evidence.recovered))
+    sent = [payload_picture(evidence.sent, row) for row in range(len(evidence.sent))]
+    shown = zip(evidence.labels, photos, sent, recovered, evidence.likeness, strict=True)
+    return Exhibit(evidence.title, tuple(Recovered(*one) for one in shown))
+
+
+def _pixels(images: Tensor) -> list[Images]:
+    return list((images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
 
 def write_card_page(
@@ -181,12 +219,17 @@ def _control_cell(result: Measured, target: str) -> Cell:
     return Cell(wording.percent(result.leak.value), target)
 
 
-def _further(name: str, figure: Figure) -> str:
-    if "PSNR" in name:
-        return wording.plain(figure.value, 1, "dB")
-    if "SSIM" in name:
-        return wording.plain(figure.value, 2)
-    return wording.percent(figure.value)
+def _further(name: str, figure: Beside) -> str:
+    """A further measure in print, beside what clear photos give."""
+
+    def told(value: float) -> str:
+        if name == "PSNR":
+            return wording.plain(value, 1, "dB")
+        return wording.plain(value, 2) if name == "SSIM" else wording.percent(value)
+
+    if figure.ceiling is None or name == "SSIM":
+        return told(figure.value)
+    return f"{told(figure.value)} (clear photos {told(figure.ceiling)})"
 
 
 def _exhibit(exhibit: Exhibit) -> dict[str, Any]:
@@ -341,12 +384,16 @@ def unequal(cards: Sequence[Card]) -> list[str]:
 
 
 __all__ = [
+    "PAGE_FILE",
     "Exhibit",
     "Recovered",
     "compare",
+    "exhibit",
+    "refuse_repository",
     "render_card",
     "render_comparison",
     "unequal",
+    "write_audit",
     "write_card_page",
     "write_comparison",
 ]

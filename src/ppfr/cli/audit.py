@@ -1,0 +1,168 @@
+"""`ppfr audit`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ppfr.attacks.audit import audit_run
+from ppfr.attacks.base import attacks
+from ppfr.attacks.card import Card, Finding, load_card
+from ppfr.attacks.profiles import PROFILES
+from ppfr.cli.app import DeviceOption, SeedOption, app, out, recogniser
+from ppfr.errors import AttackError
+from ppfr.reports.audits import refuse_repository, write_audit, write_comparison
+
+
+@app.command("audit")
+def audit_command(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="A run folder to audit; with --compare cards, or the folders that hold them."),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Aligned faces, as for train: the attacker has photos of its training people, its test people are "
+            "attacked."
+        ),
+    ] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(
+            help="Public recogniser that says whose face was recovered: neither the run's teacher nor --recogniser."
+        ),
+    ] = None,
+    own: Annotated[
+        Path | None,
+        typer.Option(
+            "--recogniser", help="The attacker's own public recogniser; attacks that link or learn embeddings need one."
+        ),
+    ] = None,
+    profile: Annotated[str, typer.Option(help=f"How thorough: {', '.join(PROFILES)}.")] = "fast",
+    names: Annotated[
+        str | None, typer.Option("--attacks", help="Only these attacks, separated by commas; by default all.")
+    ] = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for card.json and card.html; outside of any repository: it shows faces."),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Put the cards of several audits side by side instead.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card, or the comparison, as JSON.")] = False,
+    seed: SeedOption = 0,
+    judge_preprocessing: Annotated[
+        str | None, typer.Option(help="For example size=112x96,mean=127.5,std=128,order=rgb.")
+    ] = None,
+    recogniser_preprocessing: Annotated[str | None, typer.Option(help="As --judge-preprocessing.")] = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Find out what an attacker really gets from a method's payloads: every attack, one card, a verdict.
+
+    ppfr audit RUN --data DIR --judge judge.onnx --recogniser teacher.ckpt --out CARDS/partialface
+
+    ppfr audit --compare CARDS/partialface CARDS/duetface --out CARDS
+
+    Each attack states what its attacker sees, knows and has, and must first prove itself on a weakened target. The
+    score is that of the worst attack: 0 as the clear photo, 1 as guessing. No attack found is not a proof.
+    """
+    if compare:
+        _compare([load_card(run) for run in runs], out_dir, as_json)
+        return
+    if len(runs) != 1:
+        raise AttackError(f"{len(runs)} runs given; audit one at a time, and put their cards together with --compare")
+    if data is None or judge is None:
+        raise AttackError("an audit needs --data (aligned faces) and --judge (a public recogniser)")
+    folder = runs[0] / "audit" if out_dir is None else out_dir
+    if not data.startswith("synthetic"):
+        refuse_repository(folder)
+    judging = recogniser(judge, judge_preprocessing)
+    assert judging is not None
+    found = audit_run(
+        runs[0],
+        data,
+        judge=judging,
+        recogniser=recogniser(own, recogniser_preprocessing),
+        profile=profile,
+        with_attacks=_chosen(names),
+        seed=seed,
+        device=device,
+    )
+    files = write_audit(found, folder, command=shlex.join(["ppfr", *sys.argv[1:]]))
+    if as_json:
+        print(found.card.to_json(), end="")
+        return
+    _print(found.card)
+    out.print("\n".join(f"Written: {file}" for file in files), soft_wrap=True, highlight=False, markup=False)
+
+
+def _chosen(names: str | None) -> list[str] | None:
+    if names is None:
+        return None
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    if not chosen:
+        raise AttackError(f"--attacks names none; known: {', '.join(attacks())}")
+    return chosen
+
+
+def _print(card: Card) -> None:
+    table = Table()
+    for heading in ("attack", "found (95 %)", "clear", "chance", "privacy", "control", ""):
+        table.add_column(heading, no_wrap=heading != "attack")
+    for finding in card.findings:
+        table.add_row(*_row(finding))
+    out.print(table)
+    for finding in card.findings:
+        if finding.threat is not None:
+            out.print(f"{finding.attack}: {finding.threat.text}", soft_wrap=True, highlight=False, markup=False)
+        if finding.reason:
+            out.print(f"{finding.attack}: {finding.reason}", soft_wrap=True, highlight=False, markup=False)
+    for cut in card.cut:
+        out.print(f"cut: {cut}", soft_wrap=True, highlight=False, markup=False)
+    out.print(card.verdict, style="bold", soft_wrap=True, highlight=False, markup=False)
+
+
+def _row(finding: Finding) -> list[str]:
+    result, control = finding.result, finding.control
+    if result is None:
+        return [finding.attack, "-", "-", "-", "-", "-", finding.status]
+    return [
+        finding.attack,
+        f"{result.leak.value:.0%} ({100 * result.leak.low:.0f}-{100 * result.leak.high:.0f})",
+        f"{result.ceiling.value:.0%}",
+        f"{result.chance:.0%}",
+        f"{result.privacy:.2f}",
+        "-" if control is None else f"{control.result.leak.value:.0%}",
+        finding.status,
+    ]
+
+
+def _compare(cards: list[Card], folder: Path | None, as_json: bool) -> None:
+    if folder is None:
+        raise AttackError("--compare needs --out, a folder for comparison.html and comparison.json")
+    page, data = write_comparison(cards, folder)
+    rows = json.loads(data.read_text())["methods"]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table()
+    for heading in ("method", "accuracy", "worst leak", "payload", "worst attack", ""):
+        table.add_column(heading, no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["method"],
+            "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
+            "-" if row["leak"] is None else f"{row['leak']:.0%}",
+            f"{row['payload_bytes'] / 1000:.0f} kB",
+            row["worst"] or "-",
+            "on the front" if row["pareto"] else "",
+        )
+    out.print(table)
+    out.print(f"Written: {page}\nWritten: {data}", soft_wrap=True, highlight=False, markup=False)
