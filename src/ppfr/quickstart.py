@@ -17,6 +17,7 @@ from torch import Tensor
 from ppfr.attacks.base import create_attack
 from ppfr.attacks.leakage import Leakage, Trial, try_attack
 from ppfr.data.faceset import FaceSet
+from ppfr.data.heterogeneous import is_heterogeneous
 from ppfr.data.images import to_tensor
 from ppfr.data.sources import open_splits
 from ppfr.data.synthetic import is_synthetic
@@ -195,7 +196,7 @@ class Quickstart:
 
     def _write(self, results: list[MethodResult], faces: FaceSet, test: FaceSet, teacher: Recogniser) -> None:
         data = {
-            "name": str(self.data),
+            "name": test.name if is_heterogeneous(self.data) else str(self.data),
             "people": len(faces.identities),
             "images": len(faces),
             "test_people": len(test.identities),

@@ -51,6 +51,19 @@ def test_sixteen_bits_become_eight():
     assert np.abs(image.astype(int) - (wide[:, :, ::-1] / 257)).max() <= 1
 
 
+@pytest.mark.parametrize(("shift", "suffix"), [(4, ".png"), (6, ".tiff")])
+def test_a_sensors_bits_in_a_sixteen_bit_file_are_refused(shift: int, suffix: str):
+    narrow = picture(channels=1, dtype=np.uint16) >> shift
+    with pytest.raises(DataError, match=rf"16-bit values lie within 0\.\.{65535 >> shift} .*stretch them"):
+        decode_image(encode(narrow, suffix))
+
+
+def test_a_thermal_cameras_window_is_refused():
+    window = 7000 + (picture(channels=1, dtype=np.uint16) >> 5)
+    with pytest.raises(DataError, match=r"7000\.\.9047"):
+        decode_image(encode(window))
+
+
 def test_cmyk_jpeg_becomes_rgb():
     image_module = pytest.importorskip("PIL.Image", reason="Pillow writes the CMYK file")
     import io

@@ -17,7 +17,7 @@ import torch
 
 from ppfr.errors import DataError, ShapeError
 from ppfr.evaluation.similarity import ssim
-from ppfr.reports import report as module
+from ppfr.reports.published import published_tables
 from ppfr.reports.report import SUMMARY_KEYS, MethodResult, Report, render_report, write_report, write_summary
 
 THREAT = "sees one payload; knows the deployment's secrets; has public faces"
@@ -401,7 +401,7 @@ def test_published_numbers_are_those_of_the_list(shared: Path) -> None:
         if line.startswith("|") and re.fullmatch(r"[\d.]+|not given", cells[-1]):
             listed.append(tuple(cells))
     ours = []
-    for table in module._published_tables():
+    for table in published_tables():
         for row in table["rows"]:
             values = ["not given" if value is None else f"{value:.{table['digits']}f}" for value in row["values"]]
             place = table["title"].removeprefix("Heterogeneous: ")

@@ -31,7 +31,8 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         help="Aligned 112x112 faces: a folder with train.csv and test.csv, a folder per identity, a CSV with the "
-        "columns path,identity, or synthetic[:people=200,images=20,seed=0].",
+        "columns path,identity, synthetic[:people=200,images=20,seed=0], or a heterogeneous protocol: "
+        "lamp-hq:DIR[,fold=N], casia-nir-vis:DIR[,fold=N], tufts:DIR.",
     ),
 ]
 StrictOption = Annotated[

@@ -11,23 +11,33 @@ import typer
 from rich.console import Console
 
 from ppfr.cli.app import DeviceOption, SeedOption, StrictOption, app, out, say_skipped
+from ppfr.cli.models import load_model, model_input_size, model_names
+from ppfr.cli.protocols import evaluate_protocol
 from ppfr.data.faceset import FaceSet
+from ppfr.data.heterogeneous import is_heterogeneous
 from ppfr.data.images import to_tensor
 from ppfr.data.sources import holds_splits
-from ppfr.evaluation.cost import measure_cost
+from ppfr.evaluation.cost import Cost, measure_cost
 from ppfr.evaluation.evaluate import evaluate_pairs, open_evaluation
-from ppfr.methods.files import load_method
+from ppfr.methods import Method
 from ppfr.progress import progress_callback
 
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder, or its model.safetensors.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Run folder or its model.safetensors; or a public recogniser's file, the unprotected reference. For a "
+            "protocol of many folds RUNS/fold{fold}: a run for each."
+        ),
+    ],
     data: Annotated[
         str,
         typer.Option(
             help="Whose test people to verify: as for train, a pair list CSV (path_a,path_b,same), or an InsightFace "
-            ".bin file."
+            ".bin file. Of lamp-hq:DIR, casia-nir-vis:DIR or tufts:DIR the gallery and probes of all folds, or of "
+            "one with ,fold=N."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
@@ -35,13 +45,33 @@ def evaluate(
         bool,
         typer.Option(help="Add the mirrored image's embedding, the field's custom: two payloads a face."),
     ] = True,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(help="How a public recogniser wants its pixels, for example size=112x96,mean=127.5,std=128."),
+    ] = None,
     seed: SeedOption = 0,
     strict: StrictOption = False,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Measure verification accuracy and cost: 10-fold accuracy, TAR at FAR, AUC, EER, with 95 % intervals."""
-    method = load_method(run).to(device)
-    faces = open_evaluation(data, strict=strict, seed=seed)
+    """Measure verification accuracy and cost: 10-fold accuracy, TAR at FAR, AUC, EER, with 95 % intervals.
+
+    On a heterogeneous protocol instead, fold by fold: Rank-1, VR at FAR 1 %, 0.1 % and 0.01 %, AUC and EER, with mean
+    and deviation over the folds, beside the published figures.
+    """
+    if is_heterogeneous(data):
+        evaluate_protocol(
+            run,
+            data,
+            preprocessing=preprocessing,
+            flip=flip,
+            seed=seed,
+            strict=strict,
+            device=device,
+            as_json=as_json,
+        )
+        return
+    model = load_model(run, preprocessing, device)
+    faces = open_evaluation(data, size=model_input_size(model), strict=strict, seed=seed)
     say_skipped(faces.skipped if isinstance(faces, FaceSet) else faces.pairs.skipped)
     if isinstance(faces, FaceSet) and not holds_splits(data):
         Console(stderr=True).print(
@@ -50,22 +80,26 @@ def evaluate(
             soft_wrap=True,
             markup=False,
         )
-    with progress_callback(f"{method.info.name}: embedding") as progress:
-        accuracy = evaluate_pairs(method, faces, flip=flip, seed=seed, progress=progress)
-    images = faces.images(range(min(4, len(faces)))) if isinstance(faces, FaceSet) else faces.images[:4]
-    cost = measure_cost(method, to_tensor(images).to(device), torch.Generator(device).manual_seed(seed))
+    name, title = model_names(model)
+    with progress_callback(f"{name}: embedding") as progress:
+        accuracy = evaluate_pairs(model, faces, flip=flip, seed=seed, progress=progress)
+    cost: Cost | None = None
+    if isinstance(model, Method):
+        images = faces.images(range(min(4, len(faces)))) if isinstance(faces, FaceSet) else faces.images[:4]
+        cost = measure_cost(model, to_tensor(images).to(device), torch.Generator(device).manual_seed(seed))
     if as_json:
         result = {
-            "method": method.info.name,
+            "method": name,
             "run": str(run),
             "data": data,
             "flip": flip,
             "seed": seed,
             "verification": accuracy.to_dict(),
-            "cost": cost.to_dict(),
+            "cost": None if cost is None else cost.to_dict(),
         }
         print(json.dumps(result, indent=2, allow_nan=False))
     else:
-        out.print(f"[bold]{method.info.title}[/bold] on {data}", soft_wrap=True)
+        out.print(f"[bold]{title}[/bold] on {data}", soft_wrap=True)
         out.print(str(accuracy), soft_wrap=True)
-        out.print(str(cost), soft_wrap=True)
+        if cost is not None:
+            out.print(str(cost), soft_wrap=True)

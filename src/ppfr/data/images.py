@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +19,9 @@ Images = npt.NDArray[np.uint8]
 Source = str | os.PathLike[str]
 
 FACE_SIZE = 112
+# a sensor of 12 bits in a 16-bit file spans 16 of 256 steps
+_FEWEST_LEVELS = 32
+_FILES_A_TASK = 16
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 
@@ -27,20 +31,36 @@ def decode_image(data: bytes, size: int | None = FACE_SIZE) -> Images:
     Grey, palette, alpha, 16-bit and CMYK images become 8-bit RGB (alpha is dropped, 16 bits lose the lower
     8). A square image of another size is resized (area averaging down, bilinear up). Raises DataError when
     the data is not an image, is cut short (OpenCV would fill the missing part with grey), or is not square:
-    then it is not an aligned crop, and squeezing it would move the eyes.
+    then it is not an aligned crop, and squeezing it would move the eyes. So does a 16-bit image whose values
+    lie close together, as sensors of 10 to 12 bits and thermal cameras write them: 8 bits would lose the face,
+    and how to stretch it is the camera's secret.
     """
     if not data:
         raise DataError("empty file")
     if _is_cut_short(data):
         raise DataError("cut short: the end of the image is missing")
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error as error:
         raise DataError(f"cannot be decoded ({error.err})") from error
     if pixels is None:
         raise DataError("not an image that OpenCV can decode")
-    image = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
+    image = np.asarray(cv2.cvtColor(_eight_bits(pixels), cv2.COLOR_BGR2RGB), np.uint8)
     return image if size is None else _fit(image, size)
+
+
+def _eight_bits(pixels: npt.NDArray[Any]) -> Images:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype != np.uint16:
+        raise DataError(f"holds {pixels.dtype} values; expected 8 or 16 bits a channel")
+    low, high = int(pixels.min()), int(pixels.max())
+    if (high >> 8) - (low >> 8) < _FEWEST_LEVELS:
+        raise DataError(
+            f"16-bit values lie within {low}..{high} of 0..65535, so that 8 bits would keep {(high >> 8) - (low >> 8)} "
+            "steps of grey; stretch them to the whole range first"
+        )
+    return (pixels >> 8).astype(np.uint8)
 
 
 def read_image(path: Source, size: int | None = FACE_SIZE) -> Images:
@@ -84,8 +104,10 @@ def read_images(paths: Sequence[Path], size: int) -> list[Images | DataError]:
         except DataError as error:
             return error
 
+    # a task for each file would cost more than finding out that one is missing
+    parts = [paths[start : start + _FILES_A_TASK] for start in range(0, len(paths), _FILES_A_TASK)]
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
-        return list(pool.map(attempt, paths, chunksize=1))
+        return [image for part in pool.map(lambda part: [attempt(path) for path in part], parts) for image in part]
 
 
 def to_tensor(images: Images) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppfr.data.faceset import FaceSet, Indices, Skipped
+from ppfr.data.heterogeneous import ListFile, is_heterogeneous, open_heterogeneous
 from ppfr.data.images import FACE_SIZE, IMAGE_SUFFIXES, Images, Source, read_images
 from ppfr.data.synthetic import is_synthetic, open_synthetic
 from ppfr.errors import DataError
@@ -43,7 +44,7 @@ class _Files:
         return images
 
 
-class _Listing(NamedTuple):
+class Listing(NamedTuple):
     """What a source names before any image is decoded."""
 
     paths: list[Path]
@@ -57,7 +58,8 @@ def open_faces(
     """Open one set of aligned faces.
 
     `source` is a folder with one folder per identity, a CSV with the columns `path` and `identity` (paths
-    relative to the CSV), or `"synthetic[:people=200,images=20,seed=0]"`. Identities are sorted as strings and
+    relative to the CSV), `"synthetic[:people=200,images=20,seed=0]"`, or the training list of a heterogeneous
+    protocol, `"lamp-hq:DIR[,fold=N]"` (see `ppfr.data.heterogeneous`). Identities are sorted as strings and
     numbered from 0; images keep the CSV's order, or the sorted order of the folders. Images that are missing,
     broken or not square are left out and listed in `.skipped`, as are identity folders without images; files
     with other suffixes are ignored. Raises DataError when the source cannot be read, when no image is left,
@@ -65,11 +67,13 @@ def open_faces(
     """
     if is_synthetic(source):
         return open_synthetic(str(source), size=size)[0]
+    if is_heterogeneous(source):
+        return _open_protocol(str(source), ("train",), size=size, strict=strict, cache_bytes=cache_bytes)[0]
     path = Path(source).expanduser()
-    return _load(_describe(path), list_source(path), size=size, strict=strict, cache_bytes=cache_bytes)
+    return load_listing(_describe(path), list_source(path), size=size, strict=strict, cache_bytes=cache_bytes)
 
 
-def list_source(path: Path) -> _Listing:
+def list_source(path: Path) -> Listing:
     """The image paths and identities that a folder or CSV names; raises DataError when it is neither."""
     if path.is_dir():
         return _list_folder(path)
@@ -85,7 +89,7 @@ def _describe(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}" if path.suffix else path.name
 
 
-def _list_folder(folder: Path) -> _Listing:
+def _list_folder(folder: Path) -> Listing:
     if splits := _given_splits(folder):
         names = " and ".join(part.name for part in splits)
         raise DataError(f"{folder}: holds two sets, {names}; expected one, as {splits[1]}")
@@ -100,10 +104,10 @@ def _list_folder(folder: Path) -> _Listing:
         people += [person.name] * len(found)
     if not paths:
         raise DataError(f"{folder}: holds no images; expected {folder}/IDENTITY/IMAGE.jpg (or .png, .webp, ...)")
-    return _Listing(paths, people, skipped)
+    return Listing(paths, people, skipped)
 
 
-def _list_csv(path: Path) -> _Listing:
+def _list_csv(path: Path) -> Listing:
     paths: list[Path] = []
     people: list[str] = []
     skipped: list[Skipped] = []
@@ -120,7 +124,7 @@ def _list_csv(path: Path) -> _Listing:
             people.append(person)
     if not paths:
         raise DataError(f"{path}: lists no images; expected lines of path,identity below the header")
-    return _Listing(paths, people, skipped)
+    return Listing(paths, people, skipped)
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
@@ -144,8 +148,13 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, st
         raise DataError(f"{path}: cannot be read as a CSV in UTF-8 ({error})") from error
 
 
-def _load(name: str, listing: _Listing, *, size: int, strict: bool, cache_bytes: int) -> FaceSet:
-    """Decode every listed image once, keep the good ones (in memory when they fit), account for the rest."""
+def load_listing(
+    name: str, listing: Listing, *, size: int = FACE_SIZE, strict: bool = False, cache_bytes: int = CACHE_BYTES
+) -> FaceSet:
+    """Decode every listed image once, keep the good ones (in memory when they fit), account for the rest.
+
+    Raises DataError when no image is left, and with `strict` for anything skipped.
+    """
     keep = len(listing.paths) * size * size * 3 <= cache_bytes
     cache = np.empty((len(listing.paths), size, size, 3), np.uint8) if keep else None
     good: list[int] = []
@@ -198,19 +207,23 @@ def open_splits(
     `source` is a folder with `train.csv` and `test.csv`, or with `train/` and `test/` (a folder per identity
     in each); or anything `open_faces` takes, which is then split by people: a fifth of them, drawn with
     `seed`, is the test set. `"synthetic:..."` gives `people` people for training and a quarter as many others
-    (at least 20) for testing. Raises DataError as `open_faces` does, when an identity is in both sets, and
-    for fewer than 4 people to split.
+    (at least 20) for testing. A heterogeneous protocol, `"lamp-hq:DIR[,fold=N]"`, gives the training list of a
+    fold, its lowest unless named, and gallery and probes together. Raises DataError as `open_faces` does, when an
+    identity is in both sets, and for fewer than 4 people to split.
     """
     if is_synthetic(source):
         return open_synthetic(str(source), size=size)
-    path = Path(source).expanduser()
-    parts = _given_splits(path)
-    if parts is None:
-        return split_people(open_faces(path, size=size, strict=strict, cache_bytes=cache_bytes), seed=seed)
-    train, test = (open_faces(part, size=size, strict=strict, cache_bytes=cache_bytes) for part in parts)
+    if is_heterogeneous(source):
+        train, test = _open_protocol(str(source), ("train", "test"), size=size, strict=strict, cache_bytes=cache_bytes)
+    else:
+        path = Path(source).expanduser()
+        parts = _given_splits(path)
+        if parts is None:
+            return split_people(open_faces(path, size=size, strict=strict, cache_bytes=cache_bytes), seed=seed)
+        train, test = (open_faces(part, size=size, strict=strict, cache_bytes=cache_bytes) for part in parts)
     if both := sorted(set(train.identities) & set(test.identities)):
         raise DataError(
-            f"{path}: {len(both)} identities are in both train and test (first: {both[0]}); "
+            f"{source}: {len(both)} identities are in both train and test (first: {both[0]}); "
             "expected disjoint people, else the test measures memory. Rename or move them"
         )
     return train, test
@@ -218,7 +231,33 @@ def open_splits(
 
 def holds_splits(source: Source) -> bool:
     """Whether a source names its training and its test set itself."""
-    return is_synthetic(source) or _given_splits(Path(source).expanduser()) is not None
+    return is_synthetic(source) or is_heterogeneous(source) or _given_splits(Path(source).expanduser()) is not None
+
+
+def _open_protocol(source: str, parts: Sequence[str], *, size: int, strict: bool, cache_bytes: int) -> list[FaceSet]:
+    """The training images of a protocol's fold, and the gallery and probes of its test."""
+    found = open_heterogeneous(source)
+    lists = {
+        "train": lambda: [found.read("train", found.first)],
+        "test": lambda: [found.read("gallery", found.first), found.read("probe", found.first)],
+    }
+    return [
+        load_listing(
+            found.set_name(found.first, part),
+            list_entries(found.root, lists[part]()),
+            size=size,
+            strict=strict,
+            cache_bytes=cache_bytes,
+        )
+        for part in parts
+    ]
+
+
+def list_entries(root: Path, files: Sequence[ListFile]) -> Listing:
+    """What a protocol's list files name, as files below `root`; an image that several name counts once."""
+    entries = {entry.path: entry for file in files for entry in file.entries}
+    refused = {line: None for file in files for line in file.refused}
+    return Listing([root / path for path in entries], [entry.identity for entry in entries.values()], list(refused))
 
 
 def _given_splits(path: Path) -> tuple[Path, Path] | None:

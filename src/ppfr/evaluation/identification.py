@@ -88,7 +88,7 @@ def identification(
     if absent.size:
         raise DataError(f"{absent.size} probe people are not in the gallery, among them '{absent[0]}'")
     cosines = unit_rows(left, "probes") @ unit_rows(right, "gallery").T
-    hits = _rank_hits(_pool(cosines, known, people, pool), np.searchsorted(people, wanted), ranks)
+    hits = rank_hits(pool_similarities(cosines, known, people, pool), np.searchsorted(people, wanted), ranks)
     first = np.repeat(wanted, len(known))
     second = np.tile(known, len(wanted))
     figures = roc_figures(
@@ -115,7 +115,7 @@ def _labels(people: npt.ArrayLike, embeddings: Floats, name: str) -> npt.NDArray
     return labels
 
 
-def _pool(cosines: Floats, known: npt.NDArray[Any], people: npt.NDArray[Any], pool: Pool) -> Floats:
+def pool_similarities(cosines: Floats, known: npt.NDArray[Any], people: npt.NDArray[Any], pool: Pool) -> Floats:
     """Similarity (P, people) of probes to people from cosines (P, G) to their photos."""
     order = np.argsort(known, kind="stable")
     starts = np.searchsorted(known[order], people)
@@ -129,7 +129,7 @@ def _pool(cosines: Floats, known: npt.NDArray[Any], people: npt.NDArray[Any], po
     return pooled
 
 
-def _rank_hits(scores: Floats, own: npt.NDArray[np.intp], ranks: Sequence[int]) -> dict[int, Floats]:
+def rank_hits(scores: Floats, own: npt.NDArray[np.intp], ranks: Sequence[int]) -> dict[int, Floats]:
     """For each k, the chance (P,) that the own person is among the k best when ties are broken at random."""
     if not ranks or min(ranks) < 1:
         raise DataError(f"ranks are {list(ranks)}; expected whole numbers from 1 on")

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ppfr.reports import wording
 from ppfr.reports.figures import Line, Point, bytes_plot, leakage_plot, likeness_plot
 from ppfr.reports.measures import GROUPS, Group
 from ppfr.reports.pictures import check_picture, png_data_uri
+from ppfr.reports.published import published_tables
 
 Images = npt.NDArray[np.uint8]
 
@@ -302,16 +302,9 @@ def _basis(result: MethodResult) -> str:
     return "; ".join(told)
 
 
-@cache
-def _published_tables() -> list[dict[str, Any]]:
-    text = resources.files("ppfr.reports").joinpath("published.json").read_text(encoding="utf-8")
-    tables: list[dict[str, Any]] = json.loads(text)["tables"]
-    return tables
-
-
 def _published(ours: set[str]) -> list[dict[str, Any]]:
     """The published tables in print, with the methods of this run (names in lower case) marked."""
     return [
         {**table, "rows": [{**row, "ours": row["method"].casefold() in ours} for row in table["rows"]]}
-        for table in _published_tables()
+        for table in published_tables()
     ]

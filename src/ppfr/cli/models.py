@@ -1,0 +1,32 @@
+"""What commands can measure: a trained method, or a public recogniser as the unprotected reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ppfr.cli.app import recogniser
+from ppfr.data.images import FACE_SIZE
+from ppfr.evaluation.evaluate import Model
+from ppfr.methods import Method
+from ppfr.methods.files import load_method
+
+
+def load_model(path: Path, preprocessing: str | None, device: str) -> Model:
+    """A run folder or its model.safetensors as a method, a file of any other kind as a public recogniser."""
+    if path.is_file() and path.suffix.lower() != ".safetensors":
+        known = recogniser(path, preprocessing)
+        assert known is not None
+        return known.to(device)
+    return load_method(path).to(device)
+
+
+def model_names(model: Model) -> tuple[str, str]:
+    """The short name of a model and the one for headings."""
+    if isinstance(model, Method):
+        return model.info.name, model.info.title
+    return model.name, f"{model.name} (unprotected)"
+
+
+def model_input_size(model: Model) -> int:
+    """Height and width of the crops that a model is given; a recogniser fits them to its own size."""
+    return model.input_size[0] if isinstance(model, Method) else FACE_SIZE
