@@ -85,6 +85,10 @@ def test_hypotheses_hold_the_payload(name: str, images: Tensor) -> None:
     method = small(name)
     payload = method.protect(images[:1], drawn(9))
     guesses = [hypothesis.apply(images[:1]) for hypothesis in method.hypotheses()]
+    if not guesses:  # too many to list: then no two queries may be alike
+        again = method.protect(images[:1], drawn(10))
+        assert any(not torch.allclose(again[tensor], payload[tensor], atol=1e-4) for tensor in payload.tensors)
+        return
     assert any(
         all(torch.allclose(guess[tensor], payload[tensor], atol=1e-4) for tensor in payload.tensors)
         for guess in guesses

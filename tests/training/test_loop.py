@@ -17,7 +17,7 @@ from ppfr.methods.files import MODEL_FILE
 from ppfr.networks import Preprocessing, Recogniser, build_backbone
 from ppfr.training import loop as loop_module
 from ppfr.training.loop import StageTrainer, build_optimizer, rate_factor, train
-from ppfr.training.recipe import Recipe, Schedule, StageSettings
+from ppfr.training.recipe import Dropout, Recipe, Schedule, StageSettings
 from ppfr.training.run import Run
 
 PEOPLE, IMAGES = 4, 6
@@ -69,6 +69,22 @@ def test_training_from_labels_learns(tmp_path: Path) -> None:
     assert np.mean(history[-4:]) < 0.6 * np.mean(history[:4])
     assert run.finished
     assert not run.checkpoint_file.exists()
+
+
+def test_epochs_may_be_a_fraction(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    train(method("arcface"), recipe("arcface", training={"epochs": 1.34}), faces(), run)
+    assert [step for _, step, _ in losses(run)] == [1, 2, 3, 4]
+
+
+def test_dropout_follows_its_schedule(tmp_path: Path) -> None:
+    schedule = Dropout(start=0.6, decay=0.7, every=5, most=0.95)
+    rates = [schedule.rate(epoch) for epoch in (0, 4, 5, 10, 79)]
+    assert rates == pytest.approx([0.6, 0.6, 0.6**0.7, 0.6**0.49, 0.95])
+    plain, dropped = Run(tmp_path / "plain"), Run(tmp_path / "dropped")
+    train(method("arcface"), recipe("arcface"), faces(), plain)
+    train(method("arcface"), recipe("arcface", training={"dropout": {"start": 0.5}}), faces(), dropped)
+    assert losses(plain)[0][2] != losses(dropped)[0][2]
 
 
 def test_a_run_folder_tells_what_it_is(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ppfr.networks.base import initialised, scaled
 _CHANNELS = (64, 128, 256, 512, 1024)
 LEVELS = len(_CHANNELS)
 REDUCTION = 2 ** (LEVELS - 1)
+LAST = f"right_conv_{LEVELS}"
 
 
 class ConvPair(nn.Module):
@@ -54,7 +55,7 @@ class UNet(nn.Module):
             self.add_module(f"deconv_{level}", deconvolution)
             self.add_module(f"right_conv_{level}", ConvPair(2 * count, count))
             before = count
-        self.add_module(f"right_conv_{LEVELS}", nn.Conv2d(before, out_channels, 1))
+        self.add_module(LAST, nn.Conv2d(before, out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn (B, in_channels, H, W) into (B, out_channels, H, W); H and W are multiples of 16.
@@ -75,14 +76,32 @@ class UNet(nn.Module):
             features.append(self.get_submodule(f"left_conv_{level}")(self.pool(features[-1])))
         return features
 
+    @property
+    def first_layer(self) -> nn.Conv2d:
+        """The convolution that reads the input."""
+        layer = self.get_submodule("left_conv_1.conv_ReLU.0")
+        assert isinstance(layer, nn.Conv2d)
+        return layer
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The 1x1 convolution that writes the output."""
+        layer = self.get_submodule(LAST)
+        assert isinstance(layer, nn.Conv2d)
+        return layer
+
     def decode(self, features: Sequence[Tensor]) -> Tensor:
         """Turn what `encode` returned into the output (B, out_channels, H, W)."""
+        output: Tensor = self.last_layer(self.decode_features(features))
+        return output
+
+    def decode_features(self, features: Sequence[Tensor]) -> Tensor:
+        """Turn what `encode` returned into what the last layer reads, (B, 64 * width, H, W)."""
         *skips, x = features
         for level, skip in enumerate(reversed(skips), start=1):
             x = self.get_submodule(f"deconv_{level}")(x)
             x = self.get_submodule(f"right_conv_{level}")(torch.cat([skip, x], dim=1))
-        output: Tensor = self.get_submodule(f"right_conv_{LEVELS}")(x)
-        return output
+        return x
 
 
 def build_unet(

@@ -85,6 +85,11 @@ def train(
     another run, or for losses that need a teacher when there is none.
     """
     ranks = Ranks.from_environment()
+    stages = method.stages()
+    names = [stage.name for stage in stages]
+    # what can be wrong is found before the folder is claimed
+    chosen = chosen_stages(recipe, method.info.name, names)
+    notes = {} if recipe.start_from is None else start_from(method, Path(recipe.start_from), names[: chosen[0]])
     record = run_record(method.info.name, faces, teacher)
     if ranks.rank == 0:
         run.begin(recipe, record, resume=resume)
@@ -98,14 +103,10 @@ def train(
     if teacher is not None and targets is None:
         targets = teacher_targets(teacher, faces)
     method.to(device)
-    seconds = float(state["seconds"]) if state else 0.0
-    notes: dict[str, Any] = dict(state["notes"]) if state else {}
-    stages = method.stages()
-    chosen = chosen_stages(recipe, method.info.name, [stage.name for stage in stages])
-    if state:
+    seconds = 0.0
+    if state is not None:
         method.load_state_dict(state["method"])
-    elif recipe.start_from is not None:
-        notes = start_from(method, Path(recipe.start_from), [s.name for s in stages[: chosen[0]]])
+        seconds, notes = float(state["seconds"]), dict(state["notes"])
     head: Head | None = None
     for index, stage in enumerate(stages):
         if index not in chosen or (state and index < state["stage"]):
@@ -154,25 +155,24 @@ def start_from(method: Method, folder: Path, stages: list[str]) -> dict[str, Any
     missing = [name for name in stages if name not in done]
     if missing:
         raise RecipeError(f"start_from {folder}: stage {missing[0]!r} was not trained there; it trained {sorted(done)}")
-    own, given = method.state_dict(), source.state_dict()
+    own, given = method.state_dict(keep_vars=True), source.state_dict()
     fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    trained = {
+        id(tensor)
+        for stage in method.stages()
+        if stage.name in stages
+        for tensor in stage.module.state_dict(keep_vars=True).values()
+    }
+    misfits = sorted(name for name, tensor in own.items() if id(tensor) in trained and name not in fitting)
+    if misfits:
+        raise RecipeError(
+            f"start_from {folder}: its {', '.join(misfits[:4])} have other shapes or are absent; use the backbone and "
+            "options of that run"
+        )
     method.load_state_dict(fitting, strict=False)
-    for stage, other in zip(method.stages(), source.stages(), strict=True):
-        if stage.name in stages:
-            before, now = other.module.state_dict(), stage.module.state_dict()
-            changed = sorted(k for k in before.keys() | now.keys() if not _equal(before.get(k), now.get(k)))
-            if changed:
-                raise RecipeError(
-                    f"start_from {folder}: stage {stage.name!r} does not fit: {', '.join(changed[:4])} differ; "
-                    "use the backbone and options of that run"
-                )
     if method.info.secrets:
         method.set_secrets(source.secrets())
     return {name: {**done[name], "from": str(folder)} for name in stages}
-
-
-def _equal(first: Tensor | None, second: Tensor | None) -> bool:
-    return first is not None and second is not None and torch.equal(first, second.to(first.device))
 
 
 def run_record(method: str, faces: FaceSet, teacher: Recogniser | None) -> dict[str, Any]:
@@ -243,7 +243,7 @@ class StageTrainer:
         scales = {f"stage.{name}": factor for name, factor in stage.rate_scales.items()}
         self.optimizer = build_optimizer(self.parts, self.settings, scales)
         per_epoch = len(self._batches(0)) * self.settings.repeats
-        self.per_epoch, self.steps = per_epoch, per_epoch * self.settings.epochs
+        self.per_epoch, self.steps = per_epoch, round(per_epoch * self.settings.epochs)
         self.dtype = autocast_dtype(recipe.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
 
@@ -276,7 +276,9 @@ class StageTrainer:
         # a tiny set is used several times over, so that every kind of payload is seen
         chosen = chosen.repeat(-(-_LEAST_SAMPLE // len(chosen)))
         images = to_tensor(self.faces.images(chosen.numpy()))
-        self.method.eval().cpu()
+        # a stage may train helpers that are no part of the method
+        for module in (self.method, self.parts):
+            module.eval().cpu()
         notes: dict[str, Any] = {}
         if stage.calibrate is not None:
             stage.calibrate(images[:_LEAST_SAMPLE], generator)
@@ -287,7 +289,8 @@ class StageTrainer:
                     stage.after_warm_start(images[:32], generator)
             elif isinstance(stage.trunk.first_layer, GatedConv2d):
                 notes["aligned_experts"] = align_experts(stage, images, generator)
-        self.method.to(self.device)
+        for module in (self.method, self.parts):
+            module.to(self.device)
         return notes
 
     def run_epochs(self, state: Mapping[str, Any] | None, seconds: float, notes: Mapping[str, Any]) -> float:
@@ -330,6 +333,8 @@ class StageTrainer:
                     if now - saved > 60 * self.recipe.checkpoint_minutes and step < self.steps:
                         self._save(step, seconds + now - started, notes)
                         saved = now
+                    if step == self.steps:
+                        break
         elapsed = seconds + time.monotonic() - started
         self.method.eval()
         self._save(self.steps, elapsed, notes)
@@ -435,7 +440,8 @@ def build_optimizer(
             decay = 0.0 if spared else chosen.weight_decay
             groups.setdefault((decay, math.prod(factors)), []).append(parameter)
     listed = [
-        {"params": found, "weight_decay": decay, "scale": scale} for (decay, scale), found in sorted(groups.items())
+        {"params": found, "weight_decay": decay, "scale": scale}
+        for (decay, scale), found in sorted(groups.items(), reverse=True)
     ]
     if chosen.name == "adamw":
         return torch.optim.AdamW(listed, lr=chosen.lr)

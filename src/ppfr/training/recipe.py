@@ -73,7 +73,7 @@ class Losses(_Strict):
 class StageSettings(_Strict):
     """Training of one stage."""
 
-    epochs: int = Field(6, ge=0)
+    epochs: float = Field(6, ge=0, description="may be a fraction")
     repeats: int = Field(1, ge=1, description="passes over the data in one epoch, each with fresh draws")
     batch_size: int = Field(64, ge=2)
     optimizer: Optimizer = Optimizer()
