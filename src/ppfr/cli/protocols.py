@@ -113,8 +113,14 @@ def _remarks(result: HeterogeneousFigures, source: Heterogeneous) -> Iterator[st
         "VR@1%: verification rate at FAR 1 %. Published rows: real images, trained on the protocol itself; from the "
         "README of PrivacyHFR."
     )
-    sizes = dict.fromkeys((fold.probes, fold.people, fold.photos) for fold in result.folds)
-    yield "; ".join(f"{probes:,} probes, {people} people, {photos} gallery photos" for probes, people, photos in sizes)
+    folds = result.folds
+    sizes = {
+        "probes": [fold.probes for fold in folds],
+        "people": [fold.people for fold in folds],
+        "gallery photos": [fold.photos for fold in folds],
+    }
+    counted = ", ".join(f"{_span(numbers)} {what}" for what, numbers in sizes.items())
+    yield f"{len(folds)} fold{'s' if len(folds) > 1 else ''}: {counted}."
     if result.simulated:
         about = source.simulation or {}
         yield (
@@ -127,3 +133,8 @@ def _remarks(result: HeterogeneousFigures, source: Heterogeneous) -> Iterator[st
         if fold.unresolved:
             fars = ", ".join(f"{far:g}" for far in fold.unresolved)
             yield f"Fold {fold.fold}: {fold.impostor:,} impostor comparisons do not resolve FAR {fars}."
+
+
+def _span(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
