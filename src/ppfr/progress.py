@@ -20,8 +20,34 @@ console = Console(stderr=True)
 _Item = TypeVar("_Item")
 
 
-def bar() -> Progress:
-    """A progress display on standard error that draws nothing unless that is a terminal."""
+_showing: Progress | None = None
+
+
+@contextmanager
+def bar() -> Iterator[Progress]:
+    """A progress display on standard error that draws nothing unless that is a terminal.
+
+    Inside the block of another one, tasks join that one's display and leave it again at the end: a terminal has room
+    for one.
+    """
+    global _showing
+    if _showing is not None:
+        before = set(_showing.task_ids)
+        try:
+            yield _showing
+        finally:
+            for task in set(_showing.task_ids) - before:
+                _showing.remove_task(task)
+        return
+    with _display() as progress:
+        _showing = progress
+        try:
+            yield progress
+        finally:
+            _showing = None
+
+
+def _display() -> Progress:
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(),

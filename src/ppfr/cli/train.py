@@ -41,10 +41,10 @@ def train_command(
     """
     known = recogniser(teacher, teacher_preprocessing)
     recipe = load_recipe(method_or_recipe, profile=profile, taught=known is not None, overrides=settings or [])
-    faces, _ = open_splits(data, strict=strict, seed=recipe.seed)
-    say_skipped(faces.skipped)
     architecture = known.architecture if known is not None and known.backbone is not None else None
     method = create(recipe.method, recipe.backbone_spec(architecture), recipe.seed, **recipe.options)
+    faces, _ = open_splits(data, size=method.input_size[0], strict=strict, seed=recipe.seed)
+    say_skipped(faces.skipped)
     train(method, recipe, faces, Run(out_dir), teacher=known, resume=resume, device=device)
     if Ranks.from_environment().rank == 0:
         out.print(f"Trained {recipe.method}: {out_dir}\nNext: ppfr evaluate {out_dir} --data {data}", soft_wrap=True)

@@ -18,6 +18,8 @@ from ppfr.methods import Method
 
 REPEATS = 20
 WARMUP = 3
+# a client that optimises for minutes is not timed twenty times over
+MOST_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,16 @@ def measure_cost(
 ) -> Cost:
     """Measure a method on images (B, 3, H, W) in [-1, 1], on the device they share with it.
 
-    Time and multiply-adds are those of the first image, bytes the mean over all. Random draws come from
-    `generator`. Raises ShapeError for no image, and what `Method.protect` raises.
+    Time and multiply-adds are those of the first image, bytes the mean over all. Slow calls are timed less often, see
+    `median_latency`. Random draws come from `generator`. Raises ShapeError for no image, and what `Method.protect`
+    raises.
     """
     if not len(images):
         raise ShapeError(f"images have shape {tuple(images.shape)}; expected at least one image to measure with")
     first = images[:1]
     with evaluating(method), torch.inference_mode():
-        payload = method.protect(first, generator)
+        sent = method.protect(images, generator)
+        payload = sent.select([0])
         return Cost(
             client_parameters=parameter_count(method.client),
             server_parameters=parameter_count(method.server),
@@ -83,7 +87,7 @@ def measure_cost(
                 lambda: method.embed(payload), repeats=repeats, warmup=warmup, device=images.device
             ),
             payload_bytes_raw=payload.nbytes,
-            payload_bytes_sent=method.protect(images, generator).sent_nbytes,
+            payload_bytes_sent=sent.sent_nbytes,
             device=str(images.device),
             threads=torch.get_num_threads(),
         )
@@ -124,25 +128,25 @@ def median_latency(
     repeats: int = REPEATS,
     warmup: int = WARMUP,
     device: torch.device | str = "cpu",
+    most_seconds: float = MOST_SECONDS,
 ) -> float:
     """Median wall-clock milliseconds of `function()` over `repeats` calls after `warmup` calls not counted.
 
-    On a CUDA `device` each call is timed until the device has finished. Raises ShapeError for repeats below
-    1.
+    No call begins once `most_seconds` have gone by; if that leaves none to count, the last warm-up call counts: one so
+    long has nothing to warm up. On a CUDA `device` each call is timed until the device has finished. Raises ShapeError
+    for repeats below 1.
     """
     if repeats < 1 or warmup < 0:
         raise ShapeError(f"repeats {repeats}, warmup {warmup}; expected at least 1 and at least 0")
     finish = _synchroniser(torch.device(device))
-    for _ in range(warmup):
-        function()
-    times = []
-    for _ in range(repeats):
+    times: list[float] = []
+    while len(times) < warmup + repeats and sum(times) <= most_seconds:
         finish()
         start = time.perf_counter()
         function()
         finish()
         times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+    return 1000 * statistics.median(times[warmup:] or times[-1:])
 
 
 def _synchroniser(device: torch.device) -> Callable[[], None]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ppfr.errors import MethodError, ShapeError
 from ppfr.methods.payload import Payload, PayloadSchema
-from ppfr.networks import Backbone, build_backbone
+from ppfr.networks import Backbone, build_backbone, default_input_size
 
 
 class MethodOptions(BaseModel):
@@ -69,6 +69,12 @@ class BackboneSpec:
             input_size=self.input_size,
             generator=generator,
         )
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(Height, width) of the square face crops that the network is for: 112x112 also for one that reads 112x96."""
+        height, _ = self.input_size or default_input_size(self.name)
+        return height, height
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a recipe or a file's header."""
@@ -151,13 +157,14 @@ class Method(nn.Module, ABC):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     client: nn.Module
     server: nn.Module
-    input_size: tuple[int, int] = (112, 112)
+    input_size: tuple[int, int]
 
     def __init__(self, options: MethodOptions, backbone: BackboneSpec, generator: torch.Generator) -> None:
         """Build both halves with fresh weights drawn from `generator`."""
         super().__init__()
         self.options = options
         self.backbone_spec = backbone
+        self.input_size = backbone.image_size
 
     # --- what authors write -------------------------------------------------------------------------------------
     @property
@@ -200,6 +207,10 @@ class Method(nn.Module, ABC):
         """Take the secrets that `secrets()` gave; raises MethodError when they do not fit."""
         if secrets:
             raise MethodError(f"{self.info.name} has no secrets; got {sorted(secrets)}")
+
+    def remarks(self) -> list[str]:
+        """What a reader of this method's figures must know; the options may have a say in it."""
+        return [self.info.departures] if self.info.departures else []
 
     def drop_secrets(self) -> None:
         """Forget the client's secrets: what remains can embed but not protect."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ppfr.errors import CheckpointError, MethodError
 from ppfr.files import atomic_path
@@ -26,7 +27,7 @@ def save_method(method: Method, folder: Path | str, *, trained: Sequence[str] | 
     """
     folder = Path(folder)
     missing = [] if trained is None else [stage.name for stage in method.stages() if stage.name not in trained]
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in own_tensors(method).items()}
     header = {"ppfr-model": _FORMAT, "config": json.dumps(method.config())}
     if missing:
         header["untrained"] = json.dumps(missing)
@@ -36,6 +37,13 @@ def save_method(method: Method, folder: Path | str, *, trained: Sequence[str] | 
     if secrets:
         with atomic_path(folder / SECRETS_FILE, mode=0o600) as path:
             save_file(secrets, path, metadata={"ppfr-secrets": _FORMAT, "method": method.info.name})
+
+
+def own_tensors(method: Method) -> dict[str, Tensor]:
+    """The state dict with each tensor once: a module that client and server share goes by the name it got first."""
+    state = method.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(state.items())}
+    return {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}
 
 
 def load_method(run_or_file: Path | str, *, expect: str | None = None, partial: bool = False) -> Method:
@@ -75,7 +83,7 @@ def load_method(run_or_file: Path | str, *, expect: str | None = None, partial: 
 
 def load_weights(method: Method, weights: Mapping[str, Any], origin: str) -> None:
     """Fill a method from a state dict, or raise CheckpointError with every missing, unexpected and mis-shaped name."""
-    own = method.state_dict()
+    own = own_tensors(method)
     missing = sorted(own.keys() - weights.keys())
     unexpected = sorted(weights.keys() - own.keys())
     misshaped = [
@@ -88,7 +96,8 @@ def load_weights(method: Method, weights: Mapping[str, Any], origin: str) -> Non
             f"{origin} does not fit {method.info.name}; nothing was loaded. Missing: {missing or 'none'}; "
             f"unexpected: {unexpected or 'none'}; mis-shaped: {misshaped or 'none'}"
         )
-    method.load_state_dict(dict(weights))
+    # what is shared is filled under its first name
+    method.load_state_dict(dict(weights), strict=False)
 
 
 def _read_header(path: Path) -> dict[str, Any]:

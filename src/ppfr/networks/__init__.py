@@ -7,7 +7,7 @@ from ppfr.networks.checkpoints import Checkpoint, load_checkpoint
 from ppfr.networks.pfld import LANDMARKS, PFLD, load_pfld
 from ppfr.networks.preprocessing import Preprocessing
 from ppfr.networks.recogniser import Recogniser, load_recogniser
-from ppfr.networks.registry import backbone_names, build_backbone
+from ppfr.networks.registry import backbone_names, build_backbone, default_input_size
 from ppfr.networks.unet import UNet, build_unet
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "backbone_names",
     "build_backbone",
     "build_unet",
+    "default_input_size",
     "load_checkpoint",
     "load_pfld",
     "load_recogniser",

@@ -1,4 +1,4 @@
-"""The same network, faster: batch norms folded into the layers before them."""
+"""The same network, faster: batch norms folded into the layers before them, inputs known to be zero left out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+
+from ppfr.errors import MethodError
+from ppfr.networks.base import Backbone
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -31,6 +34,24 @@ def folded(network: Network) -> Network:
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return network
+
+
+def reading_channel(backbone: Backbone, channel: int) -> Backbone:
+    """Return a copy of a backbone that reads `channel` alone, (B, 1, H, W), as if all others were zero.
+
+    Raises MethodError for a channel that the backbone does not have, or a gated first layer.
+    """
+    if not isinstance(backbone.first_layer, nn.Conv2d) or not 0 <= channel < backbone.in_channels:
+        raise MethodError(
+            f"channel {channel} of {backbone.name} ({type(backbone.first_layer).__name__} of {backbone.in_channels} "
+            "channels); expected a plain convolution and one of its channels, counted from 0"
+        )
+    backbone = copy.deepcopy(backbone)
+    layer = backbone.first_layer
+    assert isinstance(layer, nn.Conv2d)
+    layer.weight = nn.Parameter(layer.weight.detach()[:, channel : channel + 1].clone())
+    layer.in_channels = backbone.in_channels = 1
+    return backbone
 
 
 @torch.no_grad()

@@ -51,6 +51,13 @@ def backbone_names() -> list[str]:
     return list(_BUILDERS)
 
 
+def default_input_size(name: str) -> tuple[int, int]:
+    """(Height, width) that the named backbone reads unless it is built for another; raises MethodError."""
+    if name not in _BUILDERS:
+        raise MethodError(f"unknown backbone {name!r}; expected one of {', '.join(_BUILDERS)}")
+    return _DEFAULTS.get(name, _Defaults()).input_size
+
+
 def build_backbone(
     name: str,
     *,
@@ -67,12 +74,10 @@ def build_backbone(
     for `mobilefacenet-96` 3, 128 and 112x96; for LightCNN 3 (v2: 1), 256 and 128x128. Weights are drawn from
     `generator`, by default one seeded with 0. Raises MethodError.
     """
-    if name not in _BUILDERS:
-        raise MethodError(f"unknown backbone {name!r}; expected one of {', '.join(_BUILDERS)}")
+    input_size = default_input_size(name) if input_size is None else input_size
     default = _DEFAULTS.get(name, _Defaults())
     in_channels = default.in_channels if in_channels is None else in_channels
     embedding_size = default.embedding_size if embedding_size is None else embedding_size
-    input_size = default.input_size if input_size is None else input_size
     _check("in_channels", in_channels, 1)
     _check("embedding_size", embedding_size, 1)
     _check("width", width, 1 / 64)

@@ -55,7 +55,8 @@ def warm_start(
 
     The clients here are linear, so the teacher's first-layer outputs on clear images are nearly a linear function of
     the payload's patches; least squares over a sample of `images` (N,3,H,W in [-1,1]) finds it. The offset goes into
-    the running mean of the norm layer behind. Raises CheckpointError when the teacher is not of the trunk's kind.
+    the layer's bias, or else into the running mean of the norm layer behind. Raises CheckpointError when the teacher is
+    not of the trunk's kind.
     """
     trunk, source = stage.trunk, teacher.backbone
     if trunk is None or stage.trunk_input is None or source is None or not can_warm_start(trunk, teacher):
@@ -70,7 +71,11 @@ def warm_start(
         return features
 
     explained, offset = fit_first_layer(stage, target, images, generator, ridge=ridge)
-    norm_behind_first_layer(trunk).running_mean.sub_(offset)  # type: ignore[union-attr]
+    bias = getattr(trunk.first_layer, "bias", None)
+    if bias is not None:
+        bias.copy_(offset)
+    else:
+        norm_behind_first_layer(trunk).running_mean.sub_(offset)  # type: ignore[union-attr]
     return WarmStart(taken, tuple(left), explained)
 
 

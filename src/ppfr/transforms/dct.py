@@ -121,6 +121,24 @@ def frequency_matrix(
     return torch.from_numpy(matrix).to(device=device, dtype=dtype)
 
 
+def round_trip_matrix(
+    size: int,
+    frequency: int | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """The tridiagonal matrix K_u (size, size) from a line of pixels to what frequency u, 0..7, leaves of it.
+
+    `inverse_block_dct` after `block_dct` turns a plane X into the sum of K_v X K_u^T over the frequencies 8 * v + u
+    that it is given. None is the sum of all K_u: what both leave of a line between them. Raises ShapeError.
+    """
+    if frequency is None:
+        return torch.stack([round_trip_matrix(size, u, device=device, dtype=dtype) for u in range(BLOCK)]).sum(0)
+    analysis = frequency_matrix(size, frequency, device=device, dtype=dtype)
+    return torch.from_numpy(_taps(size)[frequency]).to(analysis)[:, None] * analysis
+
+
 def _linear(tensor: Tensor, function: _Linear, adjoint: _Linear) -> Tensor:
     result: Tensor = _LinearMap.apply(tensor, function, adjoint)  # type: ignore[no-untyped-call]
     return result
