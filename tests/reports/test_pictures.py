@@ -61,6 +61,14 @@ class TestPayloadPicture:
         payload = payload_of(image=torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
         np.testing.assert_array_equal(payload_picture(payload, size=112), images[0])
 
+    def test_a_faint_image_is_stretched(self) -> None:
+        """What can be seen after raising the contrast must not be hidden from a reader."""
+        images = to_tensor(noise(1, 112, 112, 3))
+        payload = payload_of(image=0.5 + 0.01 * images)
+        assert describe_payload(payload) == "a faint image, 112×112 RGB, stretched to its own contrast"
+        assert payload_picture(payload, size=112).std() > 60
+        assert describe_payload(payload_of(image=0.0 * images)).startswith("the image as it is")
+
     def test_three_channels_beyond_the_range_of_images_are_channels(self) -> None:
         payload = payload_of(channels=5 * torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0)))
         assert describe_payload(payload).startswith("3 channels of 112×112")

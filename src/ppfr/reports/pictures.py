@@ -29,6 +29,8 @@ BACKGROUND = (44, 47, 54)
 PAPER, INK, FAINT = (255, 255, 255), (28, 30, 34), (104, 108, 116)
 
 _GAP = 2
+# an image whose values, but for one in fifty, lie within this share of their range shows nothing as it is
+_FAINT = 1 / 3
 # of the picture's side: smaller tiles show nothing, and taller strips leave nothing for the rest
 _LEAST_TILE = 1 / 9
 _TALLEST_STRIP = 1 / 4
@@ -41,7 +43,7 @@ _TALLEST_STRIP = 1 / 4
 class _Part:
     """Tensors of a payload that are drawn alike: one image, one set of channels, or one map."""
 
-    kind: Literal["image", "channels", "map"]
+    kind: Literal["image", "faint", "channels", "map"]
     planes: Floats
     spec: TensorSpec
 
@@ -67,7 +69,8 @@ class _Placed:
 def payload_picture(payload: Payload, row: int = 0, *, size: int = 224) -> Images:
     """What the server sees of one image, as (size, size, 3) RGB uint8.
 
-    A three-channel tensor within [-1,1] (or [0,1]) is shown as the image it is. Of other tensors each channel
+    A three-channel tensor within [-1,1] (or [0,1]) is shown as the image it is; one of little contrast is stretched, as
+    any attacker would do. Of other tensors each channel
     is a tile, stretched to its own contrast around its median; of more than 36 an even selection is shown,
     which `describe_payload` puts into words. Single maps beside other tensors stand in a strip below, from dark
     (their least value) to bright. Raises PayloadError for a row that is not in the payload, ShapeError below 64
@@ -97,6 +100,8 @@ def _describe(placed: _Placed) -> str:
     part = placed.part
     if part.kind == "image":
         return f"the image as it is, {part.extent} RGB"
+    if part.kind == "faint":
+        return f"a faint image, {part.extent} RGB, stretched to its own contrast"
     meaning = f" – {part.spec.meaning} –" if part.spec.meaning else ","
     counted = f"{part.count} channels of {part.extent}{meaning}"
     stretched = "each stretched to its own contrast"
@@ -119,7 +124,9 @@ def _part(tensor: Tensor, spec: TensorSpec) -> _Part:
     if not np.isfinite(planes).all():
         raise PayloadError(f"a tensor of shape {spec.shape} holds values that are not finite; it cannot be shown")
     if len(planes) == 3 and planes.min() >= -1.05 and planes.max() <= 1.05:
-        return _Part("image", planes, spec)
+        low, high = np.percentile(planes, (1, 99))
+        span = 1.0 if planes.min() >= 0 else 2.0
+        return _Part("faint" if 0 < high - low < _FAINT * span else "image", planes, spec)
     return _Part("map" if len(planes) == 1 else "channels", planes, spec)
 
 
@@ -217,9 +224,8 @@ def _draw(placed: _Placed, size: int) -> Images:
         return canvas
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    canvas[top : top + side, left : left + side] = (
-        _as_image(part.planes, side) if part.kind == "image" else _as_map(part.planes[0], side)
-    )
+    draw = {"image": _as_image, "faint": _as_stretched, "map": _as_map}[part.kind]
+    canvas[top : top + side, left : left + side] = draw(part.planes, side)
     return canvas
 
 
@@ -246,7 +252,13 @@ def _as_image(planes: Floats, side: int) -> Images:
     return _resize(np.asarray(np.clip(unit * 255, 0, 255).round(), np.uint8).transpose(1, 2, 0), side)
 
 
-def _as_map(plane: Floats, side: int) -> Images:
+def _as_stretched(planes: Floats, side: int) -> Images:
+    """RGB with all three colours stretched alike."""
+    return _resize(_stretch(planes).transpose(1, 2, 0), side)
+
+
+def _as_map(planes: Floats, side: int) -> Images:
+    plane = planes[0]
     low, high = float(plane.min()), float(plane.max())
     unit = (plane - low) / (high - low) if high > low else np.zeros_like(plane)
     grey = _resize(np.asarray((unit * 255).round(), np.uint8), side)
