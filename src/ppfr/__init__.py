@@ -17,6 +17,7 @@ from ppfr.errors import (
     ShapeError,
 )
 from ppfr.methods import Method, MethodInfo, Payload, create, methods, register
+from ppfr.methods.custom import custom_method
 from ppfr.methods.files import load_method as load
 from ppfr.methods.files import save_method as save
 from ppfr.networks import load_checkpoint, load_recogniser
@@ -37,6 +38,7 @@ __all__ = [
     "ShapeError",
     "__version__",
     "create",
+    "custom_method",
     "load",
     "load_checkpoint",
     "load_recogniser",
