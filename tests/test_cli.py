@@ -105,6 +105,27 @@ def test_protect_writes_payloads_and_pictures(run: Path, tmp_path: Path, monkeyp
     assert len(photos) == 2
 
 
+def test_protect_resumes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is there stays; what is protected later draws as it would have in an unbroken run."""
+    for number in range(3):
+        photo(tmp_path / "in" / f"{number}.png", number)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert ppfr_command(monkeypatch, "protect", run, tmp_path / "in", "--out", whole, "--seed", 3) == 0
+    broken.mkdir()
+    (broken / "1.safetensors").write_bytes(b"kept")
+    command = ("protect", run, tmp_path / "in", "--out", broken, "--seed", 3, "--resume")
+    assert ppfr_command(monkeypatch, *command) == 0
+    assert "1 of 3 photos are protected already" in capsys.readouterr().out
+    assert (broken / "1.safetensors").read_bytes() == b"kept"
+    for number in (0, 2):
+        name = f"{number}.safetensors"
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    assert ppfr_command(monkeypatch, *command) == 0
+    assert "3 of 3 photos are protected already" in capsys.readouterr().out
+
+
 def test_fresh_draws_differ(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a seed two payloads of one photo come from the system's entropy: 18 kinds, so ten rarely agree."""
     image = photo(tmp_path / "a.png")

@@ -18,7 +18,7 @@ from ppfr.attacks.base import create_attack
 from ppfr.attacks.leakage import Leakage, Trial, try_attack
 from ppfr.data.faceset import FaceSet
 from ppfr.data.heterogeneous import is_heterogeneous
-from ppfr.data.images import to_tensor
+from ppfr.data.images import FACE_SIZE, to_tensor
 from ppfr.data.sources import open_splits
 from ppfr.data.synthetic import is_synthetic
 from ppfr.errors import AttackError, MethodError
@@ -63,12 +63,13 @@ class Quickstart:
     device: str = "cpu"
     command: str = "ppfr quickstart"
     warnings: list[str] = field(default_factory=list)
+    _opened: dict[int, tuple[FaceSet, FaceSet]] = field(default_factory=dict, init=False, repr=False)
 
     def run(self) -> list[MethodResult]:
         """Train, evaluate and attack every method, then write `summary.json` and `report.html`; returns the results."""
         for name in self.methods:
             method_class(name)
-        faces, test = open_splits(self.data, strict=self.strict, seed=self.seed)
+        faces, test = self._splits(FACE_SIZE)
         for split in (faces, test):
             for skipped in split.skipped:
                 self.warnings.append(f"{skipped.path}: {skipped.reason}")
@@ -76,15 +77,20 @@ class Quickstart:
         if teacher is None:
             teacher = self._own_teacher(faces)
         self._check_judge(teacher)
-        targets = self._targets(teacher, faces)
         results = []
         for name in self.methods:
             console.print(f"[bold]{name}[/bold]")
-            method = self._train(name, faces, teacher, targets)
-            results.append(self._measure(method, faces, test))
+            method = self._train(name, teacher)
+            results.append(self._measure(method, *self._splits(method.input_size[0])))
             # written after every method: a stop loses nothing that is done
             self._write(results, faces, test, teacher)
         return results
+
+    def _splits(self, size: int) -> tuple[FaceSet, FaceSet]:
+        """Training and test faces at the size that a method wants, opened once."""
+        if size not in self._opened:
+            self._opened[size] = open_splits(self.data, size=size, strict=self.strict, seed=self.seed)
+        return self._opened[size]
 
     # --- training -----------------------------------------------------------------------------------------------
     def _own_teacher(self, faces: FaceSet) -> Recogniser:
@@ -94,7 +100,7 @@ class Quickstart:
         method = self._train_run(run, recipe, None, faces, None, None)
         return own_recogniser(method, run.model_file)
 
-    def _train(self, name: str, faces: FaceSet, teacher: Recogniser, targets: Tensor) -> Method:
+    def _train(self, name: str, teacher: Recogniser) -> Method:
         recipe = load_recipe(name, profile=self.profile, taught=True, overrides={"seed": self.seed})
         architecture = teacher.architecture if teacher.backbone is not None else None
         if architecture is not None and recipe.backbone.name == "auto" and teacher.backbone is not None:
@@ -106,6 +112,8 @@ class Quickstart:
                 taught=True,
                 overrides={"seed": self.seed, "backbone": {"width": width, "embedding_size": size}},
             )
+        faces, _ = self._splits(recipe.backbone_spec(architecture).image_size[0])
+        targets = self._targets(teacher, faces)
         return self._train_run(Run(self.out / "runs" / name), recipe, architecture, faces, teacher, targets)
 
     def _train_run(
@@ -135,7 +143,9 @@ class Quickstart:
     def _targets(self, teacher: Recogniser, faces: FaceSet) -> Tensor:
         """The teacher's embeddings of the training faces, kept in OUT/cache: every method needs the same."""
         names = hashlib.sha256(json.dumps(faces.names).encode()).hexdigest()
-        key = hashlib.sha256(f"{teacher.sha256} {teacher.preprocessing} {faces.name} {names}".encode()).hexdigest()
+        key = hashlib.sha256(
+            f"{teacher.sha256} {teacher.preprocessing} {faces.name} {faces.size} {names}".encode()
+        ).hexdigest()
         path = self.out / "cache" / f"targets-{key[:16]}.safetensors"
         if not path.exists():
             targets = teacher_targets(teacher, faces)
@@ -159,7 +169,7 @@ class Quickstart:
         sample = to_tensor(test.images(range(min(COST_IMAGES, len(test)))))
         generator = torch.Generator().manual_seed(self.seed)
         cost = measure_cost(method, sample, generator)
-        notes = [method.info.departures] if method.info.departures else []
+        notes = method.remarks()
         trial: Trial | None = None
         try:
             with progress_callback(f"{name}: linear inversion") as progress:

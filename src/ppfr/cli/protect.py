@@ -11,7 +11,9 @@ import typer
 from ppfr.cli.app import app, out
 from ppfr.data.images import IMAGE_SUFFIXES, read_image, to_tensor
 from ppfr.errors import DataError
+from ppfr.methods import Payload
 from ppfr.methods.files import load_method
+from ppfr.progress import track
 from ppfr.reports.pictures import describe_payload, payload_picture, save_png
 
 
@@ -24,23 +26,35 @@ def protect(
         int | None,
         typer.Option(help="Fix the client's random draws; without it they are fresh, as they should be."),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep payload files that lie in --out already; protect the other photos.")
+    ] = False,
 ) -> None:
     """Turn photos into payload files, and draw what the server sees of each."""
     method = load_method(run)
     files = [file for photo in photos for file in _photo_files(photo)]
-    generator = torch.Generator()
-    generator.seed() if seed is None else generator.manual_seed(seed)
     stems = [file.stem for file in files]
-    for number, file in enumerate(files):
-        stem = file.stem if stems.count(file.stem) == 1 else f"{file.stem}-{number}"
+    names = [f"{stem}-{number}" if stems.count(stem) > 1 else stem for number, stem in enumerate(stems)]
+    waiting = [
+        (number, file, out_dir / f"{name}.safetensors")
+        for number, (file, name) in enumerate(zip(files, names, strict=True))
+    ]
+    if resume:
+        waiting = [(number, file, target) for number, file, target in waiting if not target.exists()]
+        out.print(f"{len(files) - len(waiting)} of {len(files)} photos are protected already")
+    payload: Payload | None = None
+    for number, file, target in track(waiting, f"{method.info.name}: protecting"):
+        # a stream for each photo: what is drawn for one does not hang on which others are there
+        generator = None if seed is None else torch.Generator().manual_seed(seed * 1_000_003 + number)
         payload = method.protect(to_tensor(read_image(file, method.input_size[0])[None]), generator)
-        payload.save(out_dir / f"{stem}.safetensors")
-        save_png(out_dir / f"{stem}.png", payload_picture(payload))
+        save_png(target.with_suffix(".png"), payload_picture(payload))
+        payload.save(target)
         out.print(
-            f"{file} -> {out_dir / stem}.safetensors ({payload.nbytes:,} bytes raw, {payload.sent_nbytes:,} sent)",
+            f"{file} -> {target} ({payload.nbytes:,} bytes raw, {payload.sent_nbytes:,} sent)",
             soft_wrap=True,
         )
-    out.print(f"The pictures show: {describe_payload(payload)}", soft_wrap=True)
+    if payload is not None:
+        out.print(f"The pictures show: {describe_payload(payload)}", soft_wrap=True)
 
 
 def _photo_files(photo: Path) -> list[Path]:
