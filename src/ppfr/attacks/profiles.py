@@ -63,7 +63,7 @@ PROFILES = {
             control_people=20,
             views=3,
             accuracy_images=6,
-            options={"linear-inversion": {"steps": 10}},
+            options={"linear-inversion": {"steps": 10, "newton": 8, "iterations": 15}},
         ),
         Profile("standard", people=None, control_people=40, views=6, accuracy_images=None),
         Profile("full", people=None, control_people=None, views=12, accuracy_images=None),

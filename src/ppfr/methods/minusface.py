@@ -162,6 +162,16 @@ class MinusFace(Method):
         """None: the permutation is fresh for every query, and there are 192! of them."""
         return []
 
+    def weakened(self) -> Hypothesis:
+        """The same permutations for every image, known to all."""
+        fixed = draw_permutations(self.options.duplicates, CHANNELS, torch.Generator().manual_seed(0))
+
+        def apply(images: Tensor) -> dict[str, Tensor]:
+            orders = fixed.to(images.device).repeat(len(images), 1)
+            return {"images": decode_shuffled(self.client(images), orders)}
+
+        return Hypothesis("one permutation for every image, known to all", apply)
+
     def stages(self) -> list[Stage]:
         client, server, options = self.client, self.server, self.options
         # the recogniser of stage 1 only steers the generator, so it is no part of what is deployed
