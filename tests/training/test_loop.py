@@ -103,11 +103,11 @@ class Stopped(Exception):
     """Stands for a kill at a given step."""
 
 
-@pytest.mark.parametrize(("name", "stop"), [("partialface", 4), ("duetface", 9)])
+@pytest.mark.parametrize(("name", "stop"), [("partialface", 4), ("duetface", 9), ("privacyhfr", 9)])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, stop: int
 ) -> None:
-    """With a checkpoint after every step: killed in the middle of stage 0 and, for DuetFace, of stage 1."""
+    """With a checkpoint after every step: killed in the middle of stage 0, or of stage 1, whose head may be carried."""
     settings = recipe(name, checkpoint_minutes=1e-9)
     whole = Run(tmp_path / "whole")
     unbroken = train(method(name), settings, faces(), whole)

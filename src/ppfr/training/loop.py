@@ -100,7 +100,7 @@ def train(
     if state is None and ranks.rank == 0:
         # stopped before its first checkpoint: what it logged will be logged again
         run.metrics_file.unlink(missing_ok=True)
-    if teacher is not None and targets is None:
+    if teacher is not None and targets is None and any(recipe.stage(names[i]).losses.distil for i in chosen):
         targets = teacher_targets(teacher, faces)
     method.to(device)
     seconds = 0.0
@@ -112,8 +112,11 @@ def train(
         if index not in chosen or (state and index < state["stage"]):
             continue
         stage_state = state if state and index == state["stage"] else None
-        trainer = StageTrainer(method, stage, index, recipe, faces, run, teacher, targets, ranks, device, head)
-        if stage_state is None:
+        resumes = stage_state is not None
+        trainer = StageTrainer(
+            method, stage, index, recipe, faces, run, teacher, targets, ranks, device, head, resumes=resumes
+        )
+        if not resumes:
             notes[stage.name] = trainer.initialise()
         seconds = trainer.run_epochs(stage_state, seconds, notes)
         head = trainer.head
@@ -200,6 +203,8 @@ class StageTrainer:
         ranks: Ranks,
         device: torch.device | str,
         head: Head | None = None,
+        *,
+        resumes: bool = False,
     ) -> None:
         self.method, self.stage, self.index, self.recipe = method, stage, index, recipe
         self.faces, self.run, self.teacher, self.ranks = faces, run, teacher, ranks
@@ -219,7 +224,7 @@ class StageTrainer:
         parts: dict[str, nn.Module] = {"stage": stage.module}
         if self.margin_weight:
             chosen = self.settings.head
-            if stage.continues_head and head is None:
+            if stage.continues_head and head is None and not resumes:
                 raise RecipeError(
                     f"stage {stage.name!r} goes on with the head of the stage before it, which had none; train both "
                     "stages in one run with losses.margin above 0"
