@@ -206,6 +206,7 @@ class _AuditRun:
     profile: Profile
     seed: int
     _scenes: dict[tuple[bool, int | None], _Scene] = field(default_factory=dict)
+    _controls: dict[bool, Method] = field(default_factory=dict)
 
     def audit(self, ready: Sequence[Attack[Any]], teacher: Network | None, model_sha256: str | None) -> Audit:
         started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
@@ -286,7 +287,7 @@ class _AuditRun:
     def _prove(self, attack: Attack[Any], threat: ThreatModel) -> tuple[Control | None, str]:
         """How the attack does on a weakened target, and why it is not believed, if it is not."""
         try:
-            target = weakened(self.method, self.recogniser, templates=threat.sees is Sees.TEMPLATES)
+            target = self._weakened(threat.sees is Sees.TEMPLATES)
             title = f"{attack.title}, weakened target"
             # the same attacker: who can take the deployment apart can take this one apart, too
             outcome = self._attack(attack, target, None, self.profile.control_people, title)
@@ -296,6 +297,12 @@ class _AuditRun:
         control = Control(target=target.info.title, result=result, passed=proves(result))
         got = f"{result.leak.value:.0%} (clear photos {result.ceiling.value:.0%}, chance {result.chance:.0%})"
         return control, "" if control.passed else f"on {control.target} it got only {got}"
+
+    def _weakened(self, templates: bool) -> Method:
+        """The target of controls; one for all attacks, which may share what they learn of it."""
+        if templates not in self._controls:
+            self._controls[templates] = weakened(self.method, self.recogniser, templates=templates)
+        return self._controls[templates]
 
     def _attack(
         self, attack: Attack[Any], target: Method, threat: ThreatModel | None, people: int | None, title: str
