@@ -101,7 +101,8 @@ class BackboneSpec:
 class Hypothesis:
     """A client with every secret and random draw fixed: what an attacker assumes after one guess.
 
-    `apply` maps images (B,3,H,W) in [-1,1] to the payload's tensors; it is deterministic and differentiable.
+    `apply` maps images (B,3,H,W) in [-1,1] to the payload's tensors; it is deterministic and differentiable. Where the
+    payload holds whole numbers it gives the values before rounding.
     """
 
     name: str
