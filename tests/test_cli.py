@@ -10,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import ppfr
 from ppfr.cli import main
@@ -119,11 +121,25 @@ def test_protect_resumes(
     assert ppfr_command(monkeypatch, *command) == 0
     assert "1 of 3 photos are protected already" in capsys.readouterr().out
     assert (broken / "1.safetensors").read_bytes() == b"kept"
-    for number in (0, 2):
-        name = f"{number}.safetensors"
-        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    for name in ("0.safetensors", "2.safetensors"):
+        assert torch.equal(*(load_file(folder / name)["channels"] for folder in (whole, broken)))
     assert ppfr_command(monkeypatch, *command) == 0
     assert "3 of 3 photos are protected already" in capsys.readouterr().out
+
+
+def test_settings_of_the_payload_may_differ_from_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, image = tmp_path / "run", photo(tmp_path / "a.png")
+    ppfr.save(ppfr.create("privacyhfr", "mobilefacenet", width=0.125, embedding_size=16, pattern="none"), folder)
+    command = ("protect", folder, image, "--out", tmp_path / "sent", "--set", "pattern=dra", "--set", "iterations=1")
+    assert ppfr_command(monkeypatch, *command) == 0
+    assert list(load_file(tmp_path / "sent" / "a.safetensors")) == ["pattern"]
+    capsys.readouterr()
+    assert ppfr_command(monkeypatch, "evaluate", folder, "--data", TINY, "--no-flip", "--json") == 0
+    assert "first step alone" in json.loads(capsys.readouterr().out)["remarks"][0]
+    assert ppfr_command(monkeypatch, "evaluate", folder, "--data", TINY, "--set", "raw_range=false") == 1
+    assert "raw_range cannot change after training" in capsys.readouterr().err
 
 
 def test_fresh_draws_differ(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,21 @@ def test_client_and_server_share_one_network_and_a_file_holds_it_once(tmp_path: 
     assert cost.client_macs > 4 * cost.server_macs, "two updates are two passes forwards and two backwards, and more"
 
 
+def test_a_trained_system_may_send_the_other_payload() -> None:
+    method = small(pattern="none")
+    other = method.with_options(pattern="dra", iterations=3)
+    assert set(other.schema.tensors) == {"pattern"}
+    assert other.client.recogniser is other.server.backbone
+    first, second = (one.server.backbone.first_layer.weight for one in (method, other))
+    assert torch.equal(first, second)
+    back = other.with_options(pattern="none")
+    assert torch.equal(back.embed(back.protect(images())), method.embed(method.protect(images())))
+    with pytest.raises(MethodError, match="raw_range cannot change after training"):
+        method.with_options(raw_range=False)
+    with pytest.raises(MethodError, match="pattern: Input should be 'dra' or 'none'"):
+        method.with_options(pattern="avih")
+
+
 def test_protecting_leaves_the_method_as_it_is() -> None:
     method = small()
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}

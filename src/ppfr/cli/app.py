@@ -39,6 +39,13 @@ StrictOption = Annotated[
     bool, typer.Option("--strict", help="A broken image ends the command instead of being skipped.")
 ]
 SizeOption = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH the recogniser reads, if the file does not say.")]
+PayloadSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Another setting of the payload than in training: KEY=VALUE, see options in `ppfr methods`. Repeatable.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")]
 SeedOption = Annotated[int, typer.Option(help="Seed of weights, batches, draws and pairs.")]
 

@@ -10,7 +10,7 @@ import torch
 import typer
 from rich.console import Console
 
-from ppfr.cli.app import DeviceOption, SeedOption, StrictOption, app, out, say_skipped
+from ppfr.cli.app import DeviceOption, PayloadSettings, SeedOption, StrictOption, app, out, say_skipped
 from ppfr.cli.models import load_model, model_input_size, model_names
 from ppfr.cli.protocols import evaluate_protocol
 from ppfr.data.faceset import FaceSet
@@ -49,6 +49,7 @@ def evaluate(
         str | None,
         typer.Option(help="How a public recogniser wants its pixels, for example size=112x96,mean=127.5,std=128."),
     ] = None,
+    settings: PayloadSettings = None,
     seed: SeedOption = 0,
     strict: StrictOption = False,
     device: DeviceOption = "cpu",
@@ -63,6 +64,7 @@ def evaluate(
             run,
             data,
             preprocessing=preprocessing,
+            settings=settings,
             flip=flip,
             seed=seed,
             strict=strict,
@@ -70,7 +72,7 @@ def evaluate(
             as_json=as_json,
         )
         return
-    model = load_model(run, preprocessing, device)
+    model = load_model(run, preprocessing, device, settings)
     faces = open_evaluation(data, size=model_input_size(model), strict=strict, seed=seed)
     say_skipped(faces.skipped if isinstance(faces, FaceSet) else faces.pairs.skipped)
     if isinstance(faces, FaceSet) and not holds_splits(data):
@@ -94,6 +96,7 @@ def evaluate(
             "data": data,
             "flip": flip,
             "seed": seed,
+            "remarks": model.remarks() if isinstance(model, Method) else [],
             "verification": accuracy.to_dict(),
             "cost": None if cost is None else cost.to_dict(),
         }
@@ -103,3 +106,5 @@ def evaluate(
         out.print(str(accuracy), soft_wrap=True)
         if cost is not None:
             out.print(str(cost), soft_wrap=True)
+        for remark in model.remarks() if isinstance(model, Method) else []:
+            out.print(f"Note: {remark}", soft_wrap=True, markup=False, highlight=False)

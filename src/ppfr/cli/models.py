@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ppfr.cli.app import recogniser
 from ppfr.data.images import FACE_SIZE
+from ppfr.errors import MethodError
 from ppfr.evaluation.evaluate import Model
 from ppfr.methods import Method
 from ppfr.methods.files import load_method
+from ppfr.training.recipe import parse_overrides
 
 
-def load_model(path: Path, preprocessing: str | None, device: str) -> Model:
+def load_protected(path: Path, settings: Sequence[str] | None) -> Method:
+    """A trained method; `settings` are KEY=VALUE changes of its payload."""
+    method = load_method(path)
+    return method.with_options(**parse_overrides(settings)) if settings else method
+
+
+def load_model(path: Path, preprocessing: str | None, device: str, settings: Sequence[str] | None = None) -> Model:
     """A run folder or its model.safetensors as a method, a file of any other kind as a public recogniser."""
     if path.is_file() and path.suffix.lower() != ".safetensors":
+        if settings:
+            raise MethodError(f"--set {settings[0]}: {path.name} is a public recogniser; only methods have settings")
         known = recogniser(path, preprocessing)
         assert known is not None
         return known.to(device)
-    return load_method(path).to(device)
+    return load_protected(path, settings).to(device)
 
 
 def model_names(model: Model) -> tuple[str, str]:

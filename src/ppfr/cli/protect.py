@@ -8,11 +8,11 @@ from typing import Annotated
 import torch
 import typer
 
-from ppfr.cli.app import app, out
+from ppfr.cli.app import PayloadSettings, app, out
+from ppfr.cli.models import load_protected
 from ppfr.data.images import IMAGE_SUFFIXES, read_image, to_tensor
 from ppfr.errors import DataError
 from ppfr.methods import Payload
-from ppfr.methods.files import load_method
 from ppfr.progress import track
 from ppfr.reports.pictures import describe_payload, payload_picture, save_png
 
@@ -26,12 +26,13 @@ def protect(
         int | None,
         typer.Option(help="Fix the client's random draws; without it they are fresh, as they should be."),
     ] = None,
+    settings: PayloadSettings = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep payload files that lie in --out already; protect the other photos.")
     ] = False,
 ) -> None:
     """Turn photos into payload files, and draw what the server sees of each."""
-    method = load_method(run)
+    method = load_protected(run, settings)
     files = [file for photo in photos for file in _photo_files(photo)]
     stems = [file.stem for file in files]
     names = [f"{stem}-{number}" if stems.count(stem) > 1 else stem for number, stem in enumerate(stems)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,16 @@ _FOLD = "{fold}"
 
 
 def evaluate_protocol(
-    run: Path, data: str, *, preprocessing: str | None, flip: bool, seed: int, strict: bool, device: str, as_json: bool
+    run: Path,
+    data: str,
+    *,
+    preprocessing: str | None,
+    settings: Sequence[str] | None,
+    flip: bool,
+    seed: int,
+    strict: bool,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Measure and print; with `{fold}` in `run` each fold is measured with a run of its own."""
     source = open_heterogeneous(data)
@@ -34,7 +43,7 @@ def evaluate_protocol(
         folds = _fair_folds(run, source, folds)
     figures: list[FoldFigures] = []
     for path, numbers in _runs(run, folds):
-        model = load_model(path, preprocessing, device)
+        model = load_model(path, preprocessing, device, settings)
         test = open_test(source, numbers, size=model_input_size(model), strict=strict)
         say_skipped(test.left_out)
         with progress_callback(f"{source.title}: embedding") as progress:

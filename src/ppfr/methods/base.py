@@ -6,8 +6,9 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,10 +33,28 @@ class MethodOptions(BaseModel):
             if isinstance(declared.json_schema_extra, dict) and declared.json_schema_extra.get("secret")
         }
 
+    @classmethod
+    def payload_settings(cls) -> dict[str, tuple[Any, ...]]:
+        """Options that may change after training, because they touch the payload and no weight, with values to try.
+
+        The first value is the one that loses least.
+        """
+        return {
+            name: tuple(values)
+            for name, declared in cls.model_fields.items()
+            if isinstance(declared.json_schema_extra, dict)
+            and isinstance(values := declared.json_schema_extra.get("payload"), list)
+        }
+
 
 def secret_option(default: Any, description: str) -> Any:
     """A pydantic field that is stored with no model and no recipe: it gives a secret away, or is needed only once."""
     return Field(default, description=description, json_schema_extra={"secret": True})
+
+
+def payload_option(values: Sequence[Any], description: str, **limits: Any) -> Any:
+    """A pydantic field that may change after training; `values` are worth comparing, the first is the default."""
+    return Field(values[0], description=description, json_schema_extra={"payload": list(values)}, **limits)
 
 
 @dataclass(frozen=True)
@@ -188,7 +207,8 @@ class Method(nn.Module, ABC):
     def hypotheses(self) -> list[Hypothesis]:
         """Every client an attacker who knows this deployment must try; more than one where the client draws at random.
 
-        The default holds for a client without draws. Raises MethodError when the client's secrets are absent.
+        The default holds for a client without draws. A client whose draws are too many to list gives none. Raises
+        MethodError when the client's secrets are absent.
         """
         return [Hypothesis("client", lambda images: self._protect(images, torch.Generator(images.device)))]
 
@@ -237,6 +257,35 @@ class Method(nn.Module, ABC):
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """`embed(protect(images))`, for those who hold both halves."""
         return self.embed(self.protect(images, generator))
+
+    def with_options(self, **changes: Any) -> Self:
+        """This system with other settings of its payload; it shares the weights and has the same secrets.
+
+        Raises MethodError for options that are not among `Options.payload_settings()`, and for values out of range.
+        """
+        known = self.Options.payload_settings()
+        foreign = sorted(changes.keys() - known.keys())
+        if foreign:
+            raise MethodError(
+                f"{self.info.name}: {', '.join(foreign)} cannot change after training; "
+                f"what can: {', '.join(known) or 'nothing'}"
+            )
+        options = parse_options(type(self), self.options.model_dump() | changes)
+        changed = type(self)(options, self.backbone_spec, torch.Generator().manual_seed(0))
+        # a module that both halves share is filled under its first name
+        changed.load_state_dict(self.own_tensors(), assign=True, strict=False)
+        if self.info.secrets:
+            changed.drop_secrets()
+            # a server's copy has none to pass on
+            with suppress(MethodError):
+                changed.set_secrets(self.secrets())
+        return changed.train(self.training)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """The state dict with each tensor once: a module that client and server share goes by the name it got first."""
+        state: dict[str, Tensor] = self.state_dict(keep_vars=True)
+        first = {id(tensor): name for name, tensor in reversed(state.items())}
+        return {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}
 
     @property
     def embedding_size(self) -> int:
@@ -367,6 +416,7 @@ __all__ = [
     "create",
     "method_class",
     "methods",
+    "payload_option",
     "register",
     "secret_option",
 ]

@@ -9,7 +9,6 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ppfr.errors import CheckpointError, MethodError
 from ppfr.files import atomic_path
@@ -27,7 +26,7 @@ def save_method(method: Method, folder: Path | str, *, trained: Sequence[str] | 
     """
     folder = Path(folder)
     missing = [] if trained is None else [stage.name for stage in method.stages() if stage.name not in trained]
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in own_tensors(method).items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in method.own_tensors().items()}
     header = {"ppfr-model": _FORMAT, "config": json.dumps(method.config())}
     if missing:
         header["untrained"] = json.dumps(missing)
@@ -37,13 +36,6 @@ def save_method(method: Method, folder: Path | str, *, trained: Sequence[str] | 
     if secrets:
         with atomic_path(folder / SECRETS_FILE, mode=0o600) as path:
             save_file(secrets, path, metadata={"ppfr-secrets": _FORMAT, "method": method.info.name})
-
-
-def own_tensors(method: Method) -> dict[str, Tensor]:
-    """The state dict with each tensor once: a module that client and server share goes by the name it got first."""
-    state = method.state_dict(keep_vars=True)
-    first = {id(tensor): name for name, tensor in reversed(state.items())}
-    return {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}
 
 
 def load_method(run_or_file: Path | str, *, expect: str | None = None, partial: bool = False) -> Method:
@@ -83,7 +75,7 @@ def load_method(run_or_file: Path | str, *, expect: str | None = None, partial: 
 
 def load_weights(method: Method, weights: Mapping[str, Any], origin: str) -> None:
     """Fill a method from a state dict, or raise CheckpointError with every missing, unexpected and mis-shaped name."""
-    own = own_tensors(method)
+    own = method.own_tensors()
     missing = sorted(own.keys() - weights.keys())
     unexpected = sorted(weights.keys() - own.keys())
     misshaped = [

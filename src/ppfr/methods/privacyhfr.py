@@ -22,6 +22,7 @@ from ppfr.methods.base import (
     Stage,
     TrainingStep,
     TrunkInput,
+    payload_option,
     register,
 )
 from ppfr.methods.patterns import EmbeddingMatch, Patterns, UpdateRule, find_patterns
@@ -37,16 +38,15 @@ PATTERN_CHANNEL = 1
 class PrivacyHFROptions(MethodOptions):
     """Settings of PrivacyHFR."""
 
-    pattern: Literal["dra", "none"] = Field(
-        "dra",
-        description="dra sends a pattern with the image's embedding, none sends the HVI image, in which a face shows",
+    pattern: Literal["dra", "none"] = payload_option(
+        ["dra"], "dra sends a pattern with the image's embedding, none sends the HVI image, in which a face shows"
     )
-    pattern_size: int | None = Field(
-        None, ge=1, description="largest side of a pattern in pixels; by default that of the recogniser's input"
+    pattern_size: int | None = payload_option(
+        [None], "largest side of a pattern in pixels; by default that of the recogniser's input", ge=1
     )
-    iterations: int = Field(800, ge=1, description="updates of a pattern; the paper takes 800 to 1605")
-    stop_at: float | None = Field(
-        None, gt=0, le=1, description="a pattern is finished early when its embedding's cosine to the image's is this"
+    iterations: int = payload_option([800], "updates of a pattern; the paper takes 800 to 1605", ge=1)
+    stop_at: float | None = payload_option(
+        [None], "a pattern is finished early when its embedding's cosine to the image's is this", gt=0, le=1
     )
     raw_range: bool = Field(
         True, description="detail at twice its contrast: the public code takes images in [-1,1] as if in [0,1]"
