@@ -67,7 +67,7 @@ def test_cards_are_compared(
     for folder in folders:
         make_card(name=folder.name).save(folder)
     assert ppfr_command(monkeypatch, "audit", "--compare", *folders, "--out", tmp_path) == 0
-    assert "on the front" in capsys.readouterr().out
+    assert "linear-inversion" in capsys.readouterr().out
     assert (tmp_path / "comparison.html").is_file()
     assert len(json.loads((tmp_path / "comparison.json").read_text())["methods"]) == 2
     assert ppfr_command(monkeypatch, "audit", "--compare", folders[0] / "card.json", "--out", tmp_path, "--json") == 0

@@ -153,16 +153,16 @@ def _compare(cards: list[Card], folder: Path | None, as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     table = Table()
-    for heading in ("method", "accuracy", "worst leak", "payload", "worst attack", ""):
+    for heading in ("method", "accuracy", "leak", "payload", "worst attack", "front"):
         table.add_column(heading, no_wrap=True)
     for row in rows:
         table.add_row(
             row["method"],
             "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
             "-" if row["leak"] is None else f"{row['leak']:.0%}",
-            f"{row['payload_bytes'] / 1000:.0f} kB",
+            f"{row['payload_bytes'] / 1e6:.2f} MB",
             row["worst"] or "-",
-            "on the front" if row["pareto"] else "",
+            "yes" if row["pareto"] else "",
         )
     out.print(table)
     out.print(f"Written: {page}\nWritten: {data}", soft_wrap=True, highlight=False, markup=False)

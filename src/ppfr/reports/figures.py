@@ -206,8 +206,6 @@ def bytes_plot(points: Sequence[Point], mark: str = "", *, front: bool = False) 
     """Pair accuracy over the bytes that leave the client for one image; `front` as in `leakage_plot`."""
 
     def finish(axes: Axes) -> None:
-        if front:
-            _draw_front(axes, [(point.payload_bytes or None, point.accuracy) for point in points])
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         # at least a factor of ten in view, so that neighbours do not look like opposites
@@ -218,6 +216,10 @@ def bytes_plot(points: Sequence[Point], mark: str = "", *, front: bool = False) 
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: scaled(value, "B", short=True)))
         axes.set_xlabel("payload of one image, uncompressed  (left is better)")
+        if front:
+            limits = axes.get_xlim()
+            _draw_front(axes, [(point.payload_bytes or None, point.accuracy) for point in points])
+            axes.set_xlim(limits)
 
     return _plot(
         "bytes",
@@ -275,8 +277,10 @@ def _draw_front(axes: Axes, places: Sequence[tuple[float | None, float | None]])
     """A stair through the places that none other beats: no further right and no lower."""
     known = [(x, y) for x, y in places if x is not None and y is not None]
     best = [(x, y) for x, y in known if not any(_beats(other, (x, y)) for other in known)]
-    if len(best) > 1:
-        across, up = zip(*sorted(best), strict=True)
+    if best:
+        across, up = (list(values) for values in zip(*sorted(best), strict=True))
+        # from below the plot up to the first, and past its right edge from the last
+        across, up = [across[0], *across, 10 * axes.get_xlim()[1]], [-1.0, *up, up[-1]]
         axes.step(across, up, where="post", color=_INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1.5)
 
 
