@@ -159,7 +159,7 @@ def test_sources_that_are_none(tmp_path: Path):
     with pytest.raises(DataError, match="no such data set; expected a folder per identity"):
         open_faces(tmp_path / "nowhere")
     (tmp_path / "faces.bin").write_bytes(b"")
-    with pytest.raises(DataError, match=r"expected a folder per identity or a \.csv file; a \.bin pair file"):
+    with pytest.raises(DataError, match=r"expected a folder per identity, .* \(\.rec\); a \.bin pair file"):
         open_faces(tmp_path / "faces.bin")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,10 @@ class Skipped(NamedTuple):
 class FaceSet:
     """Aligned faces with one identity each, in a fixed order.
 
-    `identities` are the sorted names of the people, `labels` (N,) int64 index into them, `names` (N) say
-    which image is which (a path, or a synthetic image's number), `skipped` what the source named but could
-    not give. `read` maps an int64 index array (n,) to uint8 RGB images (n, size, size, 3).
+    `identities` are the names of the people, sorted unless the source numbers them itself, `labels` (N,) int64
+    index into them, `names` (N) say which image is which (a path, or a synthetic image's number), `skipped`
+    what the source named but could not give. `read` maps an int64 index array (n,) to uint8 RGB images
+    (n, size, size, 3).
     """
 
     def __init__(
@@ -41,14 +42,45 @@ class FaceSet:
     ) -> None:
         if len(people) != len(names):
             raise DataError(f"{name}: {len(people)} identities for {len(names)} images; expected one each")
+        identities = sorted(set(people))
+        position = {person: label for label, person in enumerate(identities)}
+        labels = np.array([position[person] for person in people], np.int64)
+        self._set(name, identities, labels, read, list(names), size, list(skipped))
+
+    @classmethod
+    def labelled(
+        cls,
+        name: str,
+        identities: Sequence[str],
+        labels: Indices,
+        read: Callable[[Indices], Images],
+        *,
+        names: Sequence[str],
+        size: int = FACE_SIZE,
+        skipped: Iterable[Skipped] = (),
+    ) -> FaceSet:
+        """A set whose people are numbered already: nothing is done for each image, so that millions cost nothing."""
+        faces = cls.__new__(cls)
+        faces._set(name, list(identities), labels, read, names, size, list(skipped))
+        return faces
+
+    def _set(
+        self,
+        name: str,
+        identities: list[str],
+        labels: Indices,
+        read: Callable[[Indices], Images],
+        names: Sequence[str],
+        size: int,
+        skipped: list[Skipped],
+    ) -> None:
         self.name = name
+        self.identities = identities
+        self.labels = labels
+        self.names = names
         self.size = size
-        self.names = list(names)
-        self.skipped = list(skipped)
-        self.identities = sorted(set(people))
-        position = {person: label for label, person in enumerate(self.identities)}
-        self.labels: Indices = np.array([position[person] for person in people], np.int64)
-        self._read: Callable[[Indices], Images] = read
+        self.skipped = skipped
+        self._read = read
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,10 +111,39 @@ class FaceSet:
     def subset(self, indices: npt.ArrayLike, name: str | None = None) -> FaceSet:
         """The images at `indices` as a set of their own with labels counted anew and nothing in `skipped`."""
         rows = np.asarray(indices, np.int64)
-        return FaceSet(
+        people, labels = np.unique(self.labels[rows], return_inverse=True)
+        return FaceSet.labelled(
             name or self.name,
-            [self.identities[label] for label in self.labels[rows]],
+            [self.identities[person] for person in people.tolist()],
+            labels.reshape(-1),
             lambda wanted: self._read(rows[wanted]),
-            names=[self.names[row] for row in rows],
+            names=[self.names[row] for row in rows.tolist()]
+            if isinstance(self.names, list)
+            else Picked(self.names, rows),
             size=self.size,
         )
+
+
+def pick(names: Sequence[str], rows: Indices) -> Sequence[str]:
+    """Some of many names: a list of a list, else names that are looked up when asked for."""
+    return [names[row] for row in rows.tolist()] if isinstance(names, list) else Picked(names, rows)
+
+
+class Picked(Sequence[str]):
+    """Some of many names, looked up when asked for."""
+
+    def __init__(self, names: Sequence[str], rows: Indices) -> None:
+        self.names = names
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self.names[index] for index in self.rows[row].tolist()]
+        return self.names[int(self.rows[row])]

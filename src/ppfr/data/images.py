@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import torch
 
 from ppfr.errors import DataError
 
 Images = npt.NDArray[np.uint8]
 Source = str | os.PathLike[str]
+Result = TypeVar("Result")
 
 FACE_SIZE = 112
 # a sensor of 12 bits in a 16-bit file spans 16 of 256 steps
 _FEWEST_LEVELS = 32
-_FILES_A_TASK = 16
+# the largest image that OpenCV decodes takes 3 GB; a damaged header must not ask for as much
+_MOST_PIXELS = 1 << 27
+_ITEMS_A_TASK = 16
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 
@@ -30,7 +34,8 @@ def decode_image(data: bytes, size: int | None = FACE_SIZE) -> Images:
 
     Grey, palette, alpha, 16-bit and CMYK images become 8-bit RGB (alpha is dropped, 16 bits lose the lower
     8). A square image of another size is resized (area averaging down, bilinear up). Raises DataError when
-    the data is not an image, is cut short (OpenCV would fill the missing part with grey), or is not square:
+    the data is not an image, is cut short (OpenCV would fill the missing part with grey), is a JPEG whose
+    codes do not fit each other (damage that OpenCV would show as a smear), or is not square:
     then it is not an aligned crop, and squeezing it would move the eyes. So does a 16-bit image whose values
     lie close together, as sensors of 10 to 12 bits and thermal cameras write them: 8 bits would lose the face,
     and how to stretch it is the camera's secret.
@@ -39,14 +44,48 @@ def decode_image(data: bytes, size: int | None = FACE_SIZE) -> Images:
         raise DataError("empty file")
     if _is_cut_short(data):
         raise DataError("cut short: the end of the image is missing")
+    image = _decode_jpeg(data)
+    if image is None:
+        image = _decode_any(data)
+    return image if size is None else _fit(image, size)
+
+
+def decode_into(data: bytes, image: Images) -> None:
+    """Decode as `decode_image` does, into `image` (size, size, 3) RGB uint8: the fast way to fill a batch."""
+    if _decode_jpeg(data, image) is None:
+        image[:] = decode_image(data, len(image))
+
+
+def _decode_jpeg(data: bytes, into: Images | None = None) -> Images | None:
+    """A JPEG that needs no turning, or None for anything else, and for one that does not fit `into`.
+
+    libjpeg-turbo as OpenCV calls it, to the same values, but it tells damage and needs no copies.
+    """
+    if not data.startswith(b"\xff\xd8") or b"Exif\0\0" in data:
+        return None
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        fits = into is None or into.shape[:2] == (height, width)
+        if fits and height * width <= _MOST_PIXELS:
+            return np.asarray(simplejpeg.decode_jpeg(data, "RGB", buffer=into), np.uint8)
+    except ValueError as error:
+        # CMYK and other rarities are for OpenCV to decode or to refuse
+        if not str(error).startswith(("Corrupt JPEG data", "Premature end")):
+            return None
+        raise DataError(f"damaged: {error}") from error
+    if fits:
+        raise DataError(f"claims {width} x {height} pixels; expected at most {_MOST_PIXELS:,}")
+    return None
+
+
+def _decode_any(data: bytes) -> Images:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error as error:
         raise DataError(f"cannot be decoded ({error.err})") from error
     if pixels is None:
         raise DataError("not an image that OpenCV can decode")
-    image = np.asarray(cv2.cvtColor(_eight_bits(pixels), cv2.COLOR_BGR2RGB), np.uint8)
-    return image if size is None else _fit(image, size)
+    return np.asarray(cv2.cvtColor(_eight_bits(pixels), cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _eight_bits(pixels: npt.NDArray[Any]) -> Images:
@@ -97,17 +136,47 @@ def _os_reason(error: OSError) -> str:
 
 def read_images(paths: Sequence[Path], size: int) -> list[Images | DataError]:
     """Read many files with a pool of threads; one that cannot be read gives its DataError in its place."""
+    return in_threads(lambda row: read_image(paths[row], size), range(len(paths)))
 
-    def attempt(path: Path) -> Images | DataError:
-        try:
-            return read_image(path, size)
-        except DataError as error:
-            return error
 
-    # a task for each file would cost more than finding out that one is missing
-    parts = [paths[start : start + _FILES_A_TASK] for start in range(0, len(paths), _FILES_A_TASK)]
-    with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
-        return [image for part in pool.map(lambda part: [attempt(path) for path in part], parts) for image in part]
+def read_batch(fetch: Callable[[int], bytes], rows: Sequence[int], size: int) -> tuple[Images, dict[int, DataError]]:
+    """Fetch and decode images (n, size, size, 3) straight into their batch, and what went wrong, by position.
+
+    `fetch` gives the encoded image of a row, from several threads at a time; the places of images that cannot be read
+    hold no image.
+    """
+    images = np.empty((len(rows), size, size, 3), np.uint8)
+
+    def attempt(position: int) -> None:
+        decode_into(fetch(rows[position]), images[position])
+
+    results = in_threads(attempt, range(len(rows)))
+    return images, {position: error for position, error in enumerate(results) if error is not None}
+
+
+def in_threads(task: Callable[[int], Result], items: Sequence[int]) -> list[Result | DataError]:
+    """`task` of every item, with threads for the cores and for waiting; a DataError takes its result's place."""
+
+    def attempt(part: Sequence[int]) -> list[Result | DataError]:
+        results: list[Result | DataError] = []
+        for item in part:
+            try:
+                results.append(task(item))
+            except DataError as error:
+                results.append(error)
+        return results
+
+    if len(items) <= _ITEMS_A_TASK:
+        return attempt(items)
+    # a task for each item would cost more than finding out that a file is missing
+    parts = [items[start : start + _ITEMS_A_TASK] for start in range(0, len(items), _ITEMS_A_TASK)]
+    with ThreadPoolExecutor(max_workers=min(16, 2 * usable_cores())) as pool:
+        return [result for part in pool.map(attempt, parts) for result in part]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which a container or `taskset` can make fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def to_tensor(images: Images) -> torch.Tensor:

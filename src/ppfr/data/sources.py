@@ -1,46 +1,57 @@
-"""Labelled sets of aligned faces: a folder per identity, a CSV of `path,identity`, or synthetic ones.
+"""Labelled sets of aligned faces: folders, CSV files, TFRecord and RecordIO sets, synthetic ones, protocols.
 
-Every file is decoded once when a set is opened, so that a broken image is known before training starts and
-not in the middle of it; the decoded images stay in memory when they fit into `CACHE_BYTES`.
+Every image is decoded once before a set is used, so that a broken one is known before training starts and not in the
+middle of it: files when the set is opened, records when their index is made. The decoded images stay in memory when
+they fit into `CACHE_BYTES`.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ppfr.data.faceset import FaceSet, Indices, Skipped
+from ppfr.data.faceset import FaceSet, Indices, Skipped, pick
 from ppfr.data.heterogeneous import ListFile, is_heterogeneous, open_heterogeneous
-from ppfr.data.images import FACE_SIZE, IMAGE_SUFFIXES, Images, Source, read_images
+from ppfr.data.images import FACE_SIZE, IMAGE_SUFFIXES, Images, Source, read_batch
+from ppfr.data.records import FileRecords, IndexedRecords, Records, first_reasons, is_record_set
 from ppfr.data.synthetic import is_synthetic, open_synthetic
 from ppfr.errors import DataError
+from ppfr.progress import track
 
 CACHE_BYTES = 1 << 30
 """Decoded images of one set are kept in memory up to this size (1 GiB, 28,500 faces of 112 x 112)."""
 
 TEST_SHARE = 0.2
 
+_BLOCK = 4096  # bounds what is decoded but not yet stored
+_KINDS = "a folder per identity, a .csv file, TFRecord (.txt, .index) or RecordIO (.rec)"
+_HINTS = {
+    ".bin": "; a .bin pair file is for evaluation only",
+    ".tfrecord": "; open a TFRecord set by its index, NAME.txt or NAME/NAME.index",
+    ".idx": "; open a RecordIO set by its .rec file",
+}
 
-class _Files:
-    """Reads image files of a set, from memory when `cache` holds them."""
 
-    def __init__(self, paths: Sequence[Path], size: int, cache: Images | None) -> None:
-        self.paths = paths
+class _Reader:
+    """Reads the images of a set, which are `rows` of its records (all without), from `cache` where there is one."""
+
+    def __init__(self, records: Records, rows: Indices | None, size: int, cache: Images | None) -> None:
+        self.records = records
+        self.rows = rows
         self.size = size
         self.cache = cache
 
     def __call__(self, indices: Indices) -> Images:
         if self.cache is not None:
             return self.cache[indices]
-        images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
-        for row, image in enumerate(read_images([self.paths[i] for i in indices], self.size)):
-            if isinstance(image, DataError):
-                raise image
-            images[row] = image
+        rows = (indices if self.rows is None else self.rows[indices]).tolist()
+        images, failures = read_batch(self.records.data, rows, self.size)
+        for position, error in failures.items():
+            raise DataError(f"{self.records.place(rows[position])}: {error}") from error
         return images
 
 
@@ -57,36 +68,42 @@ def open_faces(
 ) -> FaceSet:
     """Open one set of aligned faces.
 
-    `source` is a folder with one folder per identity, a CSV with the columns `path` and `identity` (paths
-    relative to the CSV), `"synthetic[:people=200,images=20,seed=0]"`, or the training list of a heterogeneous
-    protocol, `"lamp-hq:DIR[,fold=N]"` (see `ppfr.data.heterogeneous`). Identities are sorted as strings and
-    numbered from 0; images keep the CSV's order, or the sorted order of the folders. Images that are missing,
-    broken or not square are left out and listed in `.skipped`, as are identity folders without images; files
-    with other suffixes are ignored. Raises DataError when the source cannot be read, when no image is left,
-    and with `strict` for anything skipped.
+    `source` is
+
+    - a folder with one folder per identity, or with groups of them: `GROUP/IDENTITY/IMAGE.jpg` has the identity
+      `GROUP/IDENTITY`;
+    - a CSV with the columns `path` (relative to the CSV) and `identity`;
+    - TFRecord: `NAME.txt` or `NAME.index` (see `ppfr.data.tfrecord`);
+    - RecordIO: `NAME.rec`, or a folder with `train.rec` (see `ppfr.data.recordio`);
+    - `"synthetic[:people=200,images=20,seed=0]"`;
+    - the training list of a heterogeneous protocol, `"lamp-hq:DIR[,fold=N]"` (see `ppfr.data.heterogeneous`).
+
+    Identities are sorted as strings and numbered from 0, those of record sets in the order of their labels. Images keep
+    the order of CSV and records; folders are sorted. Images that are missing, broken or not square are left out and
+    listed in `.skipped`, as are identity folders without images; files with other suffixes are ignored. Raises
+    DataError when the source cannot be read, when no image is left, and with `strict` for anything skipped.
     """
     if is_synthetic(source):
         return open_synthetic(str(source), size=size)[0]
     if is_heterogeneous(source):
         return _open_protocol(str(source), ("train",), size=size, strict=strict, cache_bytes=cache_bytes)[0]
+    return load_records(open_records(source), size=size, strict=strict, cache_bytes=cache_bytes)
+
+
+def open_records(source: Source) -> Records:
+    """The encoded images of a folder, a CSV, or a TFRecord or RecordIO set; raises DataError when it is none."""
     path = Path(source).expanduser()
-    return load_listing(_describe(path), list_source(path), size=size, strict=strict, cache_bytes=cache_bytes)
-
-
-def list_source(path: Path) -> Listing:
-    """The image paths and identities that a folder or CSV names; raises DataError when it is neither."""
     if path.is_dir():
-        return _list_folder(path)
+        if (path / "train.rec").is_file():
+            return IndexedRecords(path / "train.rec")
+        return FileRecords(path.name, *_list_folder(path))
     if not path.exists():
-        raise DataError(f"{path}: no such data set; expected a folder per identity or a .csv file")
+        raise DataError(f"{path}: no such data set; expected {_KINDS}")
+    if is_record_set(path):
+        return IndexedRecords(path)
     if path.suffix.lower() == ".csv":
-        return _list_csv(path)
-    hint = "; a .bin pair file is for evaluation only" if path.suffix.lower() == ".bin" else ""
-    raise DataError(f"{path}: not a data set; expected a folder per identity or a .csv file{hint}")
-
-
-def _describe(path: Path) -> str:
-    return f"{path.parent.name}/{path.stem}" if path.suffix else path.name
+        return FileRecords(f"{path.parent.name}/{path.stem}", *_list_csv(path))
+    raise DataError(f"{path}: not a data set; expected {_KINDS}{_HINTS.get(path.suffix.lower(), '')}")
 
 
 def _list_folder(folder: Path) -> Listing:
@@ -96,15 +113,26 @@ def _list_folder(folder: Path) -> Listing:
     paths: list[Path] = []
     people: list[str] = []
     skipped: list[Skipped] = []
-    for person in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+    for person in _identity_folders(folder):
         found = sorted(file for file in person.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
             skipped.append(Skipped(str(person), "identity without images"))
         paths += found
-        people += [person.name] * len(found)
+        people += [person.relative_to(folder).as_posix()] * len(found)
     if not paths:
         raise DataError(f"{folder}: holds no images; expected {folder}/IDENTITY/IMAGE.jpg (or .png, .webp, ...)")
     return Listing(paths, people, skipped)
+
+
+def _identity_folders(folder: Path) -> Iterator[Path]:
+    """Folders that hold images, and those that hold nothing; folders of folders only are groups of them."""
+    for entry in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        inside = list(entry.iterdir())
+        grouped = any(each.is_dir() for each in inside)
+        if grouped and not any(each.suffix.lower() in IMAGE_SUFFIXES for each in inside):
+            yield from _identity_folders(entry)
+        else:
+            yield entry
 
 
 def _list_csv(path: Path) -> Listing:
@@ -151,47 +179,64 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, st
 def load_listing(
     name: str, listing: Listing, *, size: int = FACE_SIZE, strict: bool = False, cache_bytes: int = CACHE_BYTES
 ) -> FaceSet:
-    """Decode every listed image once, keep the good ones (in memory when they fit), account for the rest.
+    """The set that a listing names, as `load_records` makes it."""
+    records = FileRecords(name, *listing)
+    return load_records(records, size=size, strict=strict, cache_bytes=cache_bytes)
 
-    Raises DataError when no image is left, and with `strict` for anything skipped.
+
+def load_records(
+    records: Records, *, size: int = FACE_SIZE, strict: bool = False, cache_bytes: int = CACHE_BYTES
+) -> FaceSet:
+    """Decode every image once, keep the good ones (in memory when they fit), account for the rest.
+
+    Records whose index was made by decoding them are not decoded again, unless to keep them in memory. Raises
+    DataError when no image is left, and with `strict` for anything skipped.
     """
-    keep = len(listing.paths) * size * size * 3 <= cache_bytes
-    cache = np.empty((len(listing.paths), size, size, 3), np.uint8) if keep else None
-    good: list[int] = []
-    skipped = list(listing.skipped)
-    block = 4096  # bounds what is decoded but not yet stored
-    for start in range(0, len(listing.paths), block):
-        for row, image in enumerate(read_images(listing.paths[start : start + block], size), start):
-            if isinstance(image, DataError):
-                skipped.append(_skip(listing.paths[row], image))
-                continue
-            if cache is not None:
-                cache[len(good)] = image
-            good.append(row)
-    lost = sorted(set(listing.people) - {listing.people[row] for row in good})
-    skipped += [Skipped(person, "identity without a usable image") for person in lost]
-    if not good:
-        raise DataError(f"{name}: none of {len(listing.paths)} images can be used; {_first_reasons(skipped)}")
+    fits = len(records) * size * size * 3 <= cache_bytes
+    cache = None
+    skipped = list(records.skipped)
+    if fits or records.oblong is None:
+        rows, cache, broken = _decode_all(records, size, keep=fits)
+        skipped += broken
+    else:
+        rows = np.delete(np.arange(len(records)), records.oblong)
+        skipped += [
+            Skipped(records.place(row), "not square, so not an aligned crop") for row in records.oblong.tolist()
+        ]
+    if not len(rows):
+        raise DataError(f"{records.name}: none of {len(records)} images can be used; {first_reasons(skipped)}")
+    people, labels = np.unique(records.labels[rows], return_inverse=True)
+    for person in np.setdiff1d(np.arange(len(records.identities)), people).tolist():
+        skipped.append(Skipped(records.identities[person], "identity without a usable image"))
     if strict and skipped:
-        raise DataError(f"{name}: {len(skipped)} refused under strict; {_first_reasons(skipped)}")
-    paths = [listing.paths[row] for row in good]
-    return FaceSet(
-        name,
-        [listing.people[row] for row in good],
-        _Files(paths, size, None if cache is None else cache[: len(good)]),
-        names=[str(path) for path in paths],
+        raise DataError(f"{records.name}: {len(skipped)} refused under strict; {first_reasons(skipped)}")
+    # of millions of images nothing is copied where all are good
+    whole = len(rows) == len(records)
+    return FaceSet.labelled(
+        records.name,
+        [records.identities[person] for person in people.tolist()],
+        records.labels if whole else labels,
+        _Reader(records, None if whole else rows, size, cache),
+        names=records.names if whole else pick(records.names, rows),
         size=size,
         skipped=skipped,
     )
 
 
-def _skip(path: Path, error: DataError) -> Skipped:
-    return Skipped(str(path), str(error).removeprefix(f"{path}: "))
-
-
-def _first_reasons(skipped: Sequence[Skipped], most: int = 3) -> str:
-    named = "; ".join(f"{path}: {reason}" for path, reason in skipped[:most])
-    return named + (f"; and {len(skipped) - most} more" if len(skipped) > most else "")
+def _decode_all(records: Records, size: int, *, keep: bool) -> tuple[Indices, Images | None, list[Skipped]]:
+    """The rows that can be used, their images if wanted, and what cannot be used."""
+    cache = np.empty((len(records), size, size, 3), np.uint8) if keep else None
+    good: list[int] = []
+    skipped: list[Skipped] = []
+    for start in track(range(0, len(records), _BLOCK), f"{records.name}: reading"):
+        rows = range(start, min(start + _BLOCK, len(records)))
+        images, failures = read_batch(records.data, rows, size)
+        usable = [position for position in range(len(rows)) if position not in failures]
+        if cache is not None:
+            cache[len(good) : len(good) + len(usable)] = images[usable]
+        good += [rows[position] for position in usable]
+        skipped += [Skipped(records.place(rows[position]), str(error)) for position, error in failures.items()]
+    return np.array(good, np.int64), None if cache is None else cache[: len(good)], skipped
 
 
 def open_splits(
