@@ -1,0 +1,53 @@
+"""Fewer bits: uniform quantisation and magnitude pruning of feature maps, also while training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ppfr.errors import ShapeError
+
+
+def quantise(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Round each image's values (B,...) to whole multiples of a step of its own: levels int8 (B,...) and steps (B,).
+
+    The step maps the largest magnitude to the largest level, 2^(bits-1) - 1, so that 0 stays 0; it is 0 where all
+    values are. `bits` are 2..8. Raises ShapeError.
+    """
+    if not 2 <= bits <= 8:
+        raise ShapeError(f"bits is {bits}; expected 2..8")
+    largest = 2 ** (bits - 1) - 1
+    steps = values.detach().abs().flatten(1).amax(1) / largest
+    return (values / _along(steps.clamp_min(1e-30), values)).round().clamp(-largest, largest).to(torch.int8), steps
+
+
+def dequantise(levels: Tensor, steps: Tensor) -> Tensor:
+    """Turn levels (B,...) and steps (B,) back into values, of the steps' type."""
+    return levels.to(steps.dtype) * _along(steps, levels)
+
+
+def prune(values: Tensor, share: float) -> Tensor:
+    """Set the smallest magnitudes of each image (B,...), `share` of them in [0,1], to zero.
+
+    Values as large as the smallest that is kept are kept too. Raises ShapeError for another share.
+    """
+    if not 0 <= share <= 1:
+        raise ShapeError(f"share is {share}; expected 0..1")
+    magnitudes = values.detach().abs().flatten(1)
+    gone = int(share * magnitudes.shape[1])
+    if not gone or not len(values):
+        return values
+    if gone == magnitudes.shape[1]:
+        return torch.zeros_like(values)
+    least = magnitudes.kthvalue(gone + 1, dim=1).values
+    return values * (values.abs() >= _along(least, values))
+
+
+def straight_through(values: Tensor, changed: Tensor) -> Tensor:
+    """`changed` forwards, and the gradient of `values` backwards (Bengio et al. 2013, arXiv 1308.3432)."""
+    return values + (changed - values).detach()
+
+
+def _along(numbers: Tensor, values: Tensor) -> Tensor:
+    """Numbers (B,) shaped to be multiplied with values (B,...)."""
+    return numbers.view(-1, *[1] * (values.ndim - 1))
