@@ -11,7 +11,7 @@ from torch import Tensor
 from ppfr.errors import MethodError, ShapeError
 from ppfr.networks import Backbone, backbone_names, build_backbone
 from ppfr.networks.checkpoints import load_state
-from ppfr.networks.inference import folded
+from ppfr.networks.inference import folded, reading_channel
 from ppfr.networks.layouts import find_layout, infer_backbone
 from ppfr.networks.mobilefacenet import CLIENT_BLOCKS
 from ppfr.transforms import block_dct
@@ -168,6 +168,19 @@ def test_folded_networks_compute_the_same(name: str, generator: torch.Generator)
     torch.testing.assert_close(fast(images), backbone(images), rtol=1e-3, atol=1e-4)
     norms = [layer for layer in fast.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
     assert len(norms) < sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in backbone.modules()) / 2
+
+
+@pytest.mark.parametrize("name", ["ir18", "mobilefacenet", "lightcnn-29v4"])
+def test_reading_one_channel_is_reading_zeros_in_the_others(name: str, generator: torch.Generator) -> None:
+    backbone = tiny(name).eval()
+    image = torch.rand(2, 3, *backbone.input_size, generator=generator)
+    alone = torch.zeros_like(image)
+    alone[:, 2] = image[:, 2]
+    reader = reading_channel(backbone, 2)
+    torch.testing.assert_close(reader(image[:, 2:]), backbone(alone), rtol=1e-3, atol=1e-4)
+    assert backbone.in_channels == 3
+    with pytest.raises(MethodError, match=r"channel 3 of .* \(Conv2d of 3 channels\); expected a plain convolution"):
+        reading_channel(backbone, 3)
 
 
 @pytest.mark.parametrize("name", ["ir18", "mobilefacenet"])

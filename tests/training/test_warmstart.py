@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,6 +65,26 @@ def agreement(method: ppfr.Method, master: Recogniser, images: Tensor) -> float:
 def test_an_unprotected_student_becomes_the_teacher() -> None:
     master, images = teacher(), faces(40)
     assert agreement(begun("arcface", master, images), master, faces(6)) > 0.999
+
+
+def test_a_first_layer_with_a_bias_takes_the_offset() -> None:
+    """LightCNN has no norm to put it into; the same image in another range needs another offset."""
+    master = teacher("lightcnn-29v4")
+    master.preprocessing = replace(master.preprocessing, size=(128, 128))
+    images = F.interpolate(faces(16), (128, 128))
+    method = ppfr.create("arcface", "lightcnn-29v4", **SMALL)
+    (stage,) = method.stages()
+    backbone = stage.trunk
+    assert backbone is not None
+
+    def darker(batch: Tensor, generator: torch.Generator) -> TrunkInput:
+        return TrunkInput(batch / 4 + 3)
+
+    warm_start(replace(stage, trunk_input=darker), master, images, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = backbone(darker(images[:4], torch.Generator()).features)
+    # at the border zeros are not what the clear image has
+    assert float(F.cosine_similarity(found, master.embed(images[:4])).min()) > 0.95
 
 
 @pytest.mark.parametrize(("name", "least"), [("arcface-fd", 0.95), ("duetface", 0.15)])

@@ -115,9 +115,9 @@ class PrivacyHFR(Method):
 
     What each payload protects. The HVI image (`pattern: none`, the paper's first step) hides skin tone and shading from
     a glance, no more: edges show the face, and the step is linear, so what it leaves can be inverted. A pattern
-    (`pattern: dra`, both steps) starts from noise and is told only the embedding, so it holds what an embedding leaks,
-    against which one defends a stored template, and nothing else of the image. Finding it costs `iterations` passes of
-    the recogniser forwards and backwards, for each image, on the client.
+    (`pattern: dra`, both steps) starts from noise and is told the embedding alone, so it leaks what a stored embedding
+    would, and nothing else of the image. Finding it costs `iterations` passes of the recogniser forwards and backwards
+    for each image, on the client, which must therefore hold the recogniser.
     """
 
     info = MethodInfo(
