@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ppfr
 from ppfr.data.sources import open_splits
-from ppfr.errors import MethodError
+from ppfr.errors import CheckpointError, MethodError
 from ppfr.evaluation.cost import measure_cost
 from ppfr.methods.files import MODEL_FILE, load_method
 from ppfr.training.loop import train
@@ -56,7 +56,7 @@ def test_a_pattern_comes_to_have_the_images_embedding() -> None:
     assert bool((cosines[1] > cosines[0] + 0.02).all())
 
 
-def test_the_cosine_that_ends_the_search_is_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cosine_that_ends_the_search_is_the_servers() -> None:
     """What the client computes, norms folded and zero channels left out, is what the server will see."""
     method = small(iterations=30)
     found = method.find_patterns(images(), drawn())
@@ -134,6 +134,16 @@ def test_who_sends_images_finds_no_patterns() -> None:
     assert method.client.recogniser is None
     with pytest.raises(MethodError, match="sends HVI images; patterns need"):
         method.find_patterns(images(), drawn())
+
+
+def test_the_state_of_a_search_belongs_to_its_images(tmp_path: Path) -> None:
+    state = tmp_path / "search.safetensors"
+    method = small()
+    found = method.find_patterns(images(), drawn(), state_file=state)
+    assert not state.exists()
+    found.save(state, "another search's key")
+    with pytest.raises(CheckpointError, match="begun with other images, weights or settings"):
+        method.find_patterns(images(), drawn(), state_file=state)
 
 
 def test_remarks_say_which_payload_was_measured() -> None:
