@@ -142,6 +142,21 @@ def test_settings_of_the_payload_may_differ_from_training(
     assert "raw_range cannot change after training" in capsys.readouterr().err
 
 
+def test_tradeoff_draws_accuracy_against_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ppfr.save(ppfr.create("proface-c", "mobilefacenet", width=0.125, embedding_size=16), tmp_path / "run")
+    arguments = ("tradeoff", tmp_path / "run", "--data", TINY, "--out", tmp_path / "out")
+    assert ppfr_command(monkeypatch, *arguments, "--sweep", "bits=8,2", "--sweep", "pruning=0,0.9") == 0
+    assert "Fewest bytes while losing less than 1.0%" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "tradeoff.json").read_text())
+    assert [list(p["settings"].values()) for p in record["points"]] == [[8, 0], [8, 0.9], [2, 0], [2, 0.9]]
+    assert record["best"]["sent_bytes"] <= record["points"][0]["sent_bytes"]
+    assert cv2.imread(str(tmp_path / "out" / "tradeoff.png")) is not None
+    assert ppfr_command(monkeypatch, *arguments, "--sweep", "bits") == 1
+    assert "--sweep 'bits' is not NAME=VALUE,VALUE" in capsys.readouterr().err
+
+
 def test_fresh_draws_differ(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a seed two payloads of one photo come from the system's entropy: 18 kinds, so ten rarely agree."""
     image = photo(tmp_path / "a.png")

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from ppfr.evaluation.tradeoff import Tradeoff
 from ppfr.reports.wording import Bounds, percent, percent_range, scaled
 
 # colours that keep apart on white and on black and for colour-blind eyes (after Okabe and Ito), each with its own mark
@@ -231,6 +233,37 @@ def bytes_plot(points: Sequence[Point], mark: str = "", *, front: bool = False) 
         finish,
         mark,
     )
+
+
+def save_tradeoff_plot(result: Tradeoff, path: Path, *, loss: float, title: str) -> None:
+    """Write a PNG of pair accuracy over bytes as sent; a line for each value of the first setting.
+
+    The best setting, which loses less than `loss` to the first, is circled.
+    """
+    best, (first, *others) = result.best(loss), list(result.points[0].settings)
+    with mpl.rc_context({"font.size": 9.5, "axes.linewidth": 0.8}):
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained", dpi=144)
+        axes = figure.subplots()
+        for style, value in enumerate(dict.fromkeys(point.settings[first] for point in result.points)):
+            line = sorted((p for p in result.points if p.settings[first] == value), key=lambda p: p.sent_bytes)
+            sizes, shares = [p.sent_bytes / 1000 for p in line], [100 * p.accuracy for p in line]
+            mark, colour = MARKS[style % len(MARKS)][0], COLOURS[style % len(COLOURS)]
+            axes.plot(sizes, shares, marker=mark, color=colour, label=f"{first} {value}")
+            for point, x, y in zip(line, sizes, shares, strict=True):
+                told = " ".join(
+                    f"{point.settings[name]:g}" for name in others if not isinstance(point.settings[name], str)
+                )
+                axes.annotate(told, (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=6.5, color=colour)
+        axes.axhline(100 * (result.points[0].accuracy - loss), color="#888888", linewidth=0.8, linestyle="--")
+        axes.plot([best.sent_bytes / 1000], [100 * best.accuracy], "o", markersize=15, fillstyle="none", color="black")
+        axes.set_xscale("log")
+        axes.set_xlabel("payload of one image as sent, kB  (left is better)")
+        axes.set_ylabel("pairs judged correctly, %  (up is better)")
+        axes.set_title(f"{title}: labels are {' and '.join(others) or first}", loc="left", fontsize=10)
+        axes.grid(True, linewidth=0.4, which="both")
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def _plot(
