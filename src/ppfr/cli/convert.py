@@ -1,0 +1,55 @@
+"""`ppfr convert`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppfr.cli.app import StrictOption, app, out, say_skipped
+from ppfr.data.convert import convert
+
+
+@app.command("convert")
+def convert_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder per identity (also in groups), a CSV of path,identity, TFRecord (NAME.txt or "
+            "NAME/NAME.index), or RecordIO (NAME.rec)."
+        ),
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="Its name says the format: NAME.txt is TFRecord with TFace's indices, NAME.rec RecordIO as "
+            "InsightFace has it, NAME.csv a list and a folder of images, NAME without a suffix a folder per identity."
+        ),
+    ],
+    strict: StrictOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Turn training data from one format into another without loss.
+
+    Images are copied byte for byte; their order, people and names stay (RecordIO and TFRecord hold numbers only: names
+    go to NAME.names.csv, with a checksum of each image). Broken images are left out and named. A conversion that was
+    stopped, even killed, goes on where it was when the same command is given again; until it is whole, nothing has the
+    target's name.
+
+    Example: `ppfr convert faces_emore/train.rec emore.txt`
+    """
+    done = convert(source, target, strict=strict)
+    if as_json:
+        print(json.dumps(asdict(done), indent=2))
+        return
+    say_skipped(done.skipped)
+    resumed = f", resumed after {done.resumed_at:,}" if done.resumed_at else ""
+    out.print(
+        f"{done.target}: {done.format}, {done.images:,} images of {done.people:,} people, "
+        f"{done.image_bytes / 1e6:,.1f} MB, {len(done.skipped)} skipped, in {done.seconds:.1f} s{resumed}",
+        soft_wrap=True,
+        highlight=False,
+    )
