@@ -18,15 +18,7 @@ from ppfr.data.faceset import Skipped
 from ppfr.data.images import IMAGE_SUFFIXES, Source, decode_image, in_threads
 from ppfr.data.records import Records, first_reasons
 from ppfr.data.sources import open_records
-from ppfr.data.writers import (
-    CsvWriter,
-    Entry,
-    FolderWriter,
-    RecordIOWriter,
-    TFRecordWriter,
-    Writer,
-    check_folder,
-)
+from ppfr.data.writers import CsvWriter, Entry, FolderWriter, RecordIOWriter, TFRecordWriter, Writer, check_folder
 from ppfr.errors import DataError
 from ppfr.files import atomic_write
 from ppfr.progress import progress_callback
@@ -131,7 +123,7 @@ def _target_format(target: Path) -> tuple[str, type[Writer]]:
     suffix = target.suffix.lower()
     if suffix in _REFUSED:
         raise DataError(
-            f"{target}: expected the name of a set: {target.with_suffix(_REFUSED[suffix])}, a .csv, or a folder"
+            f"{target}: expected the name of a set: {target.with_suffix(_REFUSED[suffix])}, a .csv file, or a folder"
         )
     return FORMATS.get(suffix, FORMATS[""])
 

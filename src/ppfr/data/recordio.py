@@ -90,20 +90,22 @@ def _part(head: bytes, *, first: bool) -> tuple[int, int]:
 
 def unpack_record(record: bytes) -> bytes:
     """The data of a whole record, put together again; raises DataError when its parts do not fit."""
+    if record_size(lambda offset, size: _slice(record, offset, size), 0) != len(record):
+        raise DataError("the record's length has changed")
     pieces: list[bytes] = []
     position = 0
     while position < len(record):
-        if len(record) - position < _PART.size:
-            raise DataError("the record's length has changed")
-        flag, length = _part(record[position : position + _PART.size], first=not pieces)
+        _, length = _part(record[position : position + _PART.size], first=not pieces)
         position += _PART.size
         pieces.append(record[position : position + length])
-        if len(pieces[-1]) != length or any(record[position + length : position + length + -length % 4]):
-            raise DataError("the record's length has changed")
         position += length + -length % 4
-        if flag in {_WHOLE, _LAST} and position < len(record):
-            raise DataError("the record's length has changed")
     return MAGIC.join(pieces)
+
+
+def _slice(record: bytes, offset: int, size: int) -> bytes:
+    if offset + size > len(record):
+        raise DataError("the record's length has changed")
+    return record[offset : offset + size]
 
 
 def unpack_content(record: bytes) -> Content:

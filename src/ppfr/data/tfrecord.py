@@ -49,9 +49,9 @@ def record_size(read: Read, offset: int) -> int:
 
 def unpack_record(record: bytes) -> Unpacked:
     """The encoded image in a whole record; raises DataError for a wrong checksum or another Example."""
-    header, payload, crc = record[: _HEADER.size], record[_HEADER.size : -_CRC.size], record[-_CRC.size :]
-    if len(record) < _HEADER.size + _CRC.size or _HEADER.unpack(header)[0] != len(payload):
+    if len(record) < _HEADER.size or record_size(lambda offset, size: record[offset : offset + size], 0) != len(record):
         raise DataError("the record's length has changed")
+    payload, crc = record[_HEADER.size : -_CRC.size], record[-_CRC.size :]
     if _CRC.unpack(crc)[0] != masked_crc(payload):
         raise DataError("the checksum of the record's content is wrong: damaged")
     return Unpacked(_unpack_example(payload), None)

@@ -57,6 +57,8 @@ class Writer(ABC):
     @classmethod
     def check(cls, identities: Sequence[str]) -> None:
         """Raise DataError when the format cannot hold these people."""
+        if "" in identities:
+            raise DataError("an identity has no name; expected one of at least one character")
 
     def plan(self, labels: Indices) -> None:  # noqa: B027
         """Prepare for images with these labels, before the first is added; a few of them may not come."""

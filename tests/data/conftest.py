@@ -1,0 +1,45 @@
+"""A small set of faces in files, from which tests make sets of every format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ppfr.data.convert import convert
+
+
+def tiny_image(number: int, suffix: str = ".jpg") -> bytes:
+    """16 x 16 pixels of noise, another for each number."""
+    noise = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
+    return cv2.imencode(suffix, noise)[1].tobytes()
+
+
+@pytest.fixture(scope="session")
+def image_bytes() -> Callable[..., bytes]:
+    return tiny_image
+
+
+@pytest.fixture(scope="session")
+def face_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine images of three people; JPEG and PNG, one name that two people share."""
+    root = tmp_path_factory.mktemp("source") / "faces"
+    files = ("abe/1.jpg", "abe/2.png", "abe/3.jpg", "bea/1.jpg", "bea/b.PNG", "cyd/x.jpg", "cyd/y.jpg", "cyd/z.jpg")
+    for number, name in enumerate(files):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(tiny_image(number, Path(name).suffix.lower()))
+    return root
+
+
+@pytest.fixture(scope="session")
+def face_sets(face_folder: Path) -> dict[str, Path]:
+    """The same set in every format, by its suffix; each in a folder of its own."""
+    sets = {"": face_folder}
+    for suffix in (".csv", ".txt", ".rec"):
+        sets[suffix] = face_folder.parent / f"set{suffix}" / f"faces{suffix}"
+        sets[suffix].parent.mkdir()
+        convert(face_folder, sets[suffix])
+    return sets

@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppfr.cli import main
+from ppfr.data import writers
+from ppfr.data.convert import convert
+from ppfr.data.recordio import LARGEST_LABEL, unpack_content
+from ppfr.data.sources import open_faces, open_records
+from ppfr.data.writers import FolderWriter, RecordIOWriter, TFRecordWriter
+from ppfr.errors import DataError
+
+SUFFIXES = ("", ".csv", ".txt", ".rec")
+
+
+def entries(source: Path) -> list[tuple[str, str, bytes]]:
+    """File name, identity and encoded bytes of every image, in order."""
+    records = open_records(source)
+    assert records.skipped == []
+    return [
+        (Path(records.names[row]).name, records.identities[records.labels[row]], records.data(row))
+        for row in range(len(records))
+    ]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything below a folder but the compiled indices."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and file.suffix != ".ppfr-index"
+    }
+
+
+@pytest.mark.parametrize("there", SUFFIXES)
+@pytest.mark.parametrize("here", SUFFIXES)
+def test_all_pairs_of_formats(face_sets: dict[str, Path], tmp_path: Path, here: str, there: str):
+    done = convert(face_sets[here], tmp_path / f"out{there}", strict=True)
+    assert entries(tmp_path / f"out{there}") == entries(face_sets[here])
+    assert (done.images, done.people, done.skipped, done.resumed_at) == (8, 3, [], 0)
+    assert done.image_bytes == sum(len(image) for _, _, image in entries(face_sets[here]))
+    one, other = open_faces(face_sets[here], size=16), open_faces(tmp_path / f"out{there}", size=16)
+    np.testing.assert_array_equal(one.images(), other.images())
+    np.testing.assert_array_equal(one.labels, other.labels)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".rec"])
+def test_any_people_names_and_orders(suffix: str, tmp_path_factory: pytest.TempPathFactory, image_bytes: Callable):
+    names = st.text(st.characters(codec="utf-8", exclude_characters="\0/\r\n"), min_size=1, max_size=8)
+    names = names.map(str.strip).filter(lambda name: name not in {"", ".", ".."})
+
+    @given(people=st.lists(names, min_size=1, max_size=8))
+    @settings(max_examples=25)
+    def check(people: list[str]) -> None:
+        root = tmp_path_factory.mktemp("any")
+        rows = ["path,identity"]
+        for row, person in enumerate(people):
+            (root / f"{row}.png").write_bytes(image_bytes(row % 3, ".png"))
+            rows.append(f'{row}.png,"{person.replace(chr(34), chr(34) * 2)}"')
+        (root / "list.csv").write_text("\n".join(rows) + "\n")
+        convert(root / "list.csv", root / f"set{suffix}", strict=True)
+        assert entries(root / f"set{suffix}") == entries(root / "list.csv")
+        assert [person for _, person, _ in entries(root / f"set{suffix}")] == people
+        shutil.rmtree(root)
+
+    check()
+
+
+class TestNames:
+    def test_of_files_that_two_folders_share(self, tmp_path: Path, image_bytes: Callable[..., bytes]):
+        for row, name in enumerate(("a/x.png", "b/x.png", "c/x-1.png")):
+            (tmp_path / name).parent.mkdir()
+            (tmp_path / name).write_bytes(image_bytes(row, ".png"))
+        lines = ["path,identity", "a/x.png,one", "b/x.png,one", "c/x-1.png,one"]
+        (tmp_path / "list.csv").write_text("\n".join(lines))
+        convert(tmp_path / "list.csv", tmp_path / "out")
+        assert sorted(file.name for file in (tmp_path / "out" / "one").iterdir()) == ["x-1-.png", "x-1.png", "x.png"]
+        assert (tmp_path / "out/one/x-1.png").read_bytes() == image_bytes(2, ".png")
+
+    def test_of_images_without_any(self, face_sets: dict[str, Path], tmp_path: Path):
+        shutil.copytree(face_sets[".rec"].parent, tmp_path / "set")
+        (tmp_path / "set" / "faces.names.csv").unlink()
+        convert(tmp_path / "set" / "faces.rec", tmp_path / "out")
+        found = sorted(str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*.*"))
+        assert found[:3] == ["0/00000000.jpg", "0/00000001.png", "0/00000002.jpg"]
+
+    @pytest.mark.parametrize("person", ["..", ".hidden", "a//b", "tab\there", "x" * 256, "back\\slash"])
+    def test_that_no_folder_can_have(self, person: str):
+        for kind in (FolderWriter, writers.CsvWriter):
+            with pytest.raises(DataError, match=r"cannot be the name of a folder; convert to \.txt or \.rec"):
+                kind.check([person])
+
+    def test_that_no_folder_can_have_together(self):
+        with pytest.raises(DataError, match="'a/b' would lie in the folder of identity 'a'"):
+            FolderWriter.check(["a", "a/b"])
+        FolderWriter.check(["a/b", "a/c", "ab"])
+
+    def test_a_person_without_a_name(self):
+        with pytest.raises(DataError, match="an identity has no name"):
+            TFRecordWriter.check([""])
+
+    def test_groups_of_people(self, face_folder: Path, tmp_path: Path):
+        shutil.copytree(face_folder, tmp_path / "in" / "African")
+        shutil.copytree(face_folder, tmp_path / "in" / "Asian")
+        convert(tmp_path / "in", tmp_path / "set.rec")
+        convert(tmp_path / "set.rec", tmp_path / "out")
+        assert open_records(tmp_path / "set.rec").identities[0] == "African/abe"
+        assert files_of(tmp_path / "out") == files_of(tmp_path / "in")
+
+
+class TestLayouts:
+    def test_insightfaces_header(self, face_sets: dict[str, Path]):
+        offsets = [int(line.split("\t")[1]) for line in face_sets[".rec"].with_suffix(".idx").read_text().splitlines()]
+        data = face_sets[".rec"].read_bytes()
+        found = [unpack_content(data[a:b]) for a, b in zip(offsets, [*offsets[1:], len(data)], strict=True)]
+        assert found[0][:2] == (2, (9, 12))
+        assert [content.labels for content in found[1:9]] == [(0,)] * 3 + [(1,)] * 2 + [(2,)] * 3
+        assert [content.key for content in found] == [0, *range(1, 12)]
+        assert [content.labels for content in found[9:]] == [(1, 4), (4, 6), (6, 9)]
+
+    def test_no_header_where_people_alternate(self, face_folder: Path, tmp_path: Path):
+        lines = ["path,identity", "faces/abe/1.jpg,abe", "faces/bea/1.jpg,bea", "faces/abe/3.jpg,abe"]
+        shutil.copytree(face_folder, tmp_path / "faces")
+        (tmp_path / "list.csv").write_text("\n".join(lines))
+        convert(tmp_path / "list.csv", tmp_path / "set.rec")
+        assert (tmp_path / "set.idx").read_text().startswith("0\t0\n1\t")
+        assert open_records(tmp_path / "set.rec").labels.tolist() == [0, 1, 0]
+
+    def test_shards_and_both_indices(self, face_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(writers, "SHARD_BYTES", 2000)
+        convert(face_folder, tmp_path / "set.txt")
+        shards = sorted(file.name for file in (tmp_path / "set").glob("*.tfrecord"))
+        assert shards[0] == "set-00000.tfrecord" and len(shards) > 2
+        assert entries(tmp_path / "set.txt") == entries(face_folder)
+        assert entries(tmp_path / "set" / "set.index") == entries(face_folder)
+        last = (tmp_path / "set.txt").read_text().splitlines()[-1].split("\t")
+        assert last[:2] == ["set", str(len(shards) - 1)]
+
+    def test_more_people_than_float_labels(self):
+        class Many(list[str]):
+            def __len__(self) -> int:
+                return LARGEST_LABEL + 1
+
+        with pytest.raises(DataError, match=r"16,777,217 identities; .* exact up to 16,777,216"):
+            RecordIOWriter.check(Many())
+
+
+class TestBroken:
+    @pytest.fixture
+    def source(self, face_folder: Path, tmp_path: Path) -> Path:
+        shutil.copytree(face_folder, tmp_path / "in")
+        (tmp_path / "in" / "abe" / "2.png").write_bytes(b"no image")
+        (tmp_path / "in" / "bea" / "1.jpg").write_bytes(b"")
+        (tmp_path / "in" / "bea" / "b.PNG").write_bytes(b"")
+        return tmp_path / "in"
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_images_are_left_out_and_told(self, source: Path, tmp_path: Path, suffix: str):
+        done = convert(source, tmp_path / f"out{suffix}")
+        assert (done.images, done.people) == (5, 2)
+        assert [skip.reason for skip in done.skipped] == ["not an image that OpenCV can decode"] + ["empty file"] * 2
+        assert [name for name, _, _ in entries(tmp_path / f"out{suffix}")] == [
+            "1.jpg",
+            "3.jpg",
+            "x.jpg",
+            "y.jpg",
+            "z.jpg",
+        ]
+
+    def test_strict(self, source: Path, tmp_path: Path):
+        with pytest.raises(DataError, match=r"abe/2\.png: not an image"):
+            convert(source, tmp_path / "out.txt", strict=True)
+        assert not (tmp_path / "out.txt").exists()
+        (source / "dan").mkdir()
+        with pytest.raises(DataError, match=r"1 refused under strict; .*dan: identity without images"):
+            convert(source, tmp_path / "out.txt", strict=True)
+
+    def test_nothing_usable(self, tmp_path: Path):
+        (tmp_path / "in" / "abe").mkdir(parents=True)
+        (tmp_path / "in" / "abe" / "1.png").write_bytes(b"x")
+        with pytest.raises(DataError, match="none of 1 images can be used"):
+            convert(tmp_path / "in", tmp_path / "out")
+
+
+class Stop(BaseException):
+    """What nothing catches."""
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[writers.Writer], int], None]:
+    """Make a writer stop at its n-th image."""
+
+    def arrange(kind: type[writers.Writer], count: int) -> None:
+        add = kind.add
+        left = [count]
+
+        def limited(self: writers.Writer, entry: writers.Entry) -> None:
+            if not left[0]:
+                # what was written since the checkpoint is on disk, as after a kill
+                self.sizes()
+                raise Stop
+            left[0] -= 1
+            add(self, entry)
+
+        monkeypatch.setattr(kind, "add", limited)
+
+    return arrange
+
+
+KINDS = {"": FolderWriter, ".csv": writers.CsvWriter, ".txt": TFRecordWriter, ".rec": RecordIOWriter}
+
+
+class TestResume:
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize("count", [0, 1, 3, 4, 7])
+    def test_what_follows_is_what_would_have_followed(
+        self,
+        face_folder: Path,
+        tmp_path: Path,
+        suffix: str,
+        count: int,
+        stop_after: Callable[[type[writers.Writer], int], None],
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        monkeypatch.setattr(writers, "SHARD_BYTES", 2000)
+        convert(face_folder, tmp_path / "whole" / f"out{suffix}", checkpoint=3)
+        with monkeypatch.context():
+            stop_after(KINDS[suffix], count)
+            with pytest.raises(Stop):
+                convert(face_folder, tmp_path / "stopped" / f"out{suffix}", checkpoint=3)
+        assert [file.name for file in (tmp_path / "stopped").iterdir()] == [f".out{suffix}.converting"]
+        monkeypatch.undo()
+        monkeypatch.setattr(writers, "SHARD_BYTES", 2000)
+        done = convert(face_folder, tmp_path / "stopped" / f"out{suffix}", checkpoint=3)
+        assert done.resumed_at == count // 3 * 3
+        assert done.images == 8
+        assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
+
+    def test_after_a_stop_between_the_last_moves(
+        self, face_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        import os
+
+        moves: list[Path] = []
+        replace = os.replace
+
+        def once(source: Path, target: Path) -> None:
+            if Path(target).parent == tmp_path / "out":
+                if moves:
+                    raise Stop
+                moves.append(target)
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", once)
+        with pytest.raises(Stop):
+            convert(face_folder, tmp_path / "out" / "set.txt")
+        monkeypatch.undo()
+        assert not (tmp_path / "out" / "set.txt").exists()
+        assert convert(face_folder, tmp_path / "out" / "set.txt").images == 8
+        assert entries(tmp_path / "out" / "set.txt") == entries(face_folder)
+
+    def test_after_a_real_kill(self, face_folder: Path, tmp_path: Path):
+        script = (
+            "import os, signal, sys\n"
+            "from ppfr.data import convert, writers\n"
+            "add, seen = writers.TFRecordWriter.add, []\n"
+            "def deadly(self, entry):\n"
+            "    seen.append(entry)\n"
+            "    if len(seen) == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    add(self, entry)\n"
+            "writers.TFRecordWriter.add = deadly\n"
+            "convert.convert(sys.argv[1], sys.argv[2], checkpoint=2)\n"
+        )
+        killed = subprocess.run([sys.executable, "-c", script, face_folder, tmp_path / "set.txt"], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert not (tmp_path / "set.txt").exists()
+        assert convert(face_folder, tmp_path / "set.txt").resumed_at == 4
+        assert entries(tmp_path / "set.txt") == entries(face_folder)
+
+    def test_from_another_source_is_refused(
+        self, face_folder: Path, tmp_path: Path, stop_after: Callable[[type[writers.Writer], int], None]
+    ):
+        stop_after(TFRecordWriter, 5)
+        with pytest.raises(Stop):
+            convert(face_folder, tmp_path / "set.txt", checkpoint=3)
+        shutil.copytree(face_folder, tmp_path / "other")
+        with pytest.raises(DataError, match=r"\.set\.txt\.converting: the beginning of another conversion"):
+            convert(tmp_path / "other", tmp_path / "set.txt")
+        (tmp_path / ".set.txt.converting" / "state.json").write_text("{")
+        with pytest.raises(DataError, match=r"state\.json: damaged .*; remove .*\.set\.txt\.converting"):
+            convert(face_folder, tmp_path / "set.txt")
+
+    def test_while_another_process_writes(self, face_folder: Path, tmp_path: Path):
+        (tmp_path / ".out.converting").mkdir()
+        with (
+            FileLock(tmp_path / ".out.converting" / "lock"),
+            pytest.raises(DataError, match="another process is writing it"),
+        ):
+            convert(face_folder, tmp_path / "out")
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_a_target_that_exists(self, face_sets: dict[str, Path], tmp_path: Path, suffix: str):
+        convert(face_sets[""], tmp_path / f"out{suffix}")
+        with pytest.raises(DataError, match="exists already; remove it or choose another name"):
+            convert(face_sets[""], tmp_path / f"out{suffix}")
+
+    @pytest.mark.parametrize("name", ["out.index", "out.tfrecord", "out.idx", "out.bin"])
+    def test_a_target_that_names_no_set(self, face_folder: Path, tmp_path: Path, name: str):
+        with pytest.raises(DataError, match=r"expected the name of a set: .*out\.(txt|rec), a \.csv file, or a folder"):
+            convert(face_folder, tmp_path / name)
+
+    def test_a_source_that_is_none(self, tmp_path: Path):
+        with pytest.raises(DataError, match="no such data set"):
+            convert(tmp_path / "nothing.rec", tmp_path / "out")
+
+
+def ppfr_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run `ppfr ARGUMENTS` in this process; returns the exit status."""
+    monkeypatch.setattr("sys.argv", ["ppfr", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_the_command_line(
+    face_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(face_folder, tmp_path / "in")
+    (tmp_path / "in" / "abe" / "1.jpg").write_bytes(b"")
+    assert ppfr_command(monkeypatch, "convert", tmp_path / "in", tmp_path / "a.rec") == 0
+    said = capsys.readouterr()
+    assert "RecordIO, 7 images of 3 people" in said.out
+    assert "abe/1.jpg: empty file" in said.err
+    assert ppfr_command(monkeypatch, "convert", tmp_path / "a.rec", tmp_path / "b.txt", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["format"] == "TFRecord"
+    assert ppfr_command(monkeypatch, "convert", tmp_path / "in", tmp_path / "b.txt") == 1
+    assert "exists already" in capsys.readouterr().err
+    assert ppfr_command(monkeypatch, "convert", tmp_path / "in", tmp_path / "c.txt", "--strict") == 1
+    assert "empty file" in capsys.readouterr().err
