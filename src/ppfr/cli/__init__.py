@@ -14,7 +14,7 @@ from ppfr.cli.app import app
 from ppfr.errors import PpfrError
 
 # in the order of --help; importing a module adds its commands to `app`
-COMMANDS = ("quickstart", "train", "evaluate", "tradeoff", "simulate_hfr", "audit", "protect", "lists")
+COMMANDS = ("quickstart", "train", "evaluate", "tradeoff", "simulate_hfr", "audit", "protect", "convert", "lists")
 for _command in COMMANDS:
     importlib.import_module(f"ppfr.cli.{_command}")
 
