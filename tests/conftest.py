@@ -112,6 +112,7 @@ def card(
             departures="",
             payload="pixels (3, 24, 20) float32",
             payload_bytes=payload_bytes,
+            settings={"bits": 8},
             sha256=None,
         ),
         "faces": Faces(name="toy", people=40, photos=3, public_faces=100, public_people=50, synthetic=False),

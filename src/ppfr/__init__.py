@@ -16,7 +16,7 @@ from ppfr.errors import (
     RecipeError,
     ShapeError,
 )
-from ppfr.methods import Method, MethodInfo, Payload, create, methods, register
+from ppfr.methods import Method, MethodInfo, Payload, create, method_names, register
 from ppfr.methods.custom import custom_method
 from ppfr.methods.files import load_method as load
 from ppfr.methods.files import save_method as save
@@ -42,7 +42,7 @@ __all__ = [
     "load",
     "load_checkpoint",
     "load_recogniser",
-    "methods",
+    "method_names",
     "register",
     "save",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppfr.attacks.attacker import Attacker
-from ppfr.attacks.base import AttackOptions, Recovery, RecoveryAttack, attacks, create_attack, register
+from ppfr.attacks.base import AttackOptions, Recovery, RecoveryAttack, attack_names, create_attack, register
 from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
 from ppfr.errors import AttackError, PayloadError
 from ppfr.methods import Method, MethodInfo, Payload
@@ -136,7 +136,7 @@ def test_foreign_payloads_and_faces_are_refused(
 
 
 def test_registry_knows_attacks_by_name_and_refuses_unknown_options() -> None:
-    assert "linear-inversion" in attacks()
+    assert "linear-inversion" in attack_names()
     assert isinstance(create_attack("linear-inversion", steps=3).options, AttackOptions)
     with pytest.raises(AttackError, match=r"no attack 'magic'; known: .*linear-inversion"):
         create_attack("magic")

@@ -16,7 +16,7 @@ from ppfr.methods import Method, MethodInfo, register
 from ppfr.methods.arcface import ArcFace
 from ppfr.methods.files import MODEL_FILE, SECRETS_FILE, load_method
 
-NAMES = ppfr.methods()
+NAMES = ppfr.method_names()
 SMALL = {"backbone": "mobilefacenet", "width": 0.25, "embedding_size": 32}
 # what keeps a costly client cheap here
 LIGHT: dict[str, dict[str, object]] = {"privacyhfr": {"iterations": 2}}

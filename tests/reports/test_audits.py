@@ -42,7 +42,12 @@ def test_a_card_page_tells_all_and_loads_nothing(make_card: MakeCard, tmp_path: 
     assert page.count("data:image/png") == 6
     assert "This page shows faces" in page
     assert "gets hold of one payload" in page and "photos of other people" in page
-    assert "unreliable" in page and "not applicable" in page and "40 people instead of all" in page
+    assert (
+        "payload with bits 8" in page
+        and "unreliable" in page
+        and "not applicable" in page
+        and "40 people instead of all" in page
+    )
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     assert "<script" not in page
 

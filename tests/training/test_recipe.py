@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppfr.errors import MethodError, RecipeError
-from ppfr.methods import methods
+from ppfr.methods import method_names
 from ppfr.training.recipe import PROFILES, deep_merge, load_recipe, parse_overrides, recipe_names
 
 
 def test_every_method_has_a_recipe() -> None:
-    assert recipe_names() == methods()
+    assert recipe_names() == method_names()
 
 
 @pytest.mark.parametrize("taught", [True, False])

@@ -16,13 +16,28 @@ def values(seed: int, scale: float = 1.0) -> torch.Tensor:
 
 
 @given(bits=st.integers(2, 8), seed=st.integers(0, 100), scale=st.floats(1e-6, 1e6))
-def test_no_value_moves_by_more_than_half_a_step(bits: int, seed: int, scale: float) -> None:
-    given_values = values(seed, scale)
+def test_no_value_within_reach_moves_by_more_than_half_a_step(bits: int, seed: int, scale: float) -> None:
+    given_values = values(seed, scale).flatten(1)
     levels, steps = quantise(given_values, bits)
+    largest = 2 ** (bits - 1) - 1
     assert levels.dtype == torch.int8
-    assert int(levels.abs().max()) == 2 ** (bits - 1) - 1
-    moved = (dequantise(levels, steps) - given_values).abs().flatten(1).amax(1)
-    assert (moved <= 0.5001 * steps).all()
+    assert int(levels.abs().max()) == largest
+    reach = (largest + 0.5) * steps[:, None]
+    within = given_values.abs() <= reach
+    moved = (dequantise(levels, steps) - given_values).abs()
+    assert (moved[within] <= (0.5001 * steps[:, None]).expand_as(moved)[within]).all()
+    assert torch.equal(levels[~within], (largest * given_values.sign()).to(torch.int8)[~within])
+
+
+@given(bits=st.integers(2, 8), seed=st.integers(0, 100))
+def test_cutting_outliers_never_costs_more_than_reaching_to_them(bits: int, seed: int) -> None:
+    given_values = values(seed).flatten(1)
+    given_values[0, 0] *= 20
+    largest = 2 ** (bits - 1) - 1
+    far = given_values.abs().amax(1, keepdim=True) / largest
+    plain = (given_values / far).round() * far
+    found = dequantise(*quantise(given_values, bits))
+    assert ((found - given_values).square().sum(1) <= (plain - given_values).square().sum(1) * 1.0001).all()
 
 
 @given(share=st.floats(0, 1), seed=st.integers(0, 100))

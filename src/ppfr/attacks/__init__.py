@@ -12,7 +12,7 @@ from ppfr.attacks.base import (
     Recovery,
     RecoveryAttack,
     Result,
-    attacks,
+    attack_names,
     create_attack,
     register,
 )
@@ -41,7 +41,7 @@ __all__ = [
     "Sees",
     "ThreatModel",
     "Trial",
-    "attacks",
+    "attack_names",
     "create_attack",
     "measure_leakage",
     "register",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -24,6 +26,10 @@ Progress = Callable[[int, int], None]
 # images that go through a client at once
 _BATCH = 32
 
+_Learned = TypeVar("_Learned")
+# the last thing learned of each target, what it was learned from, and the value itself
+_SHARED: WeakKeyDictionary[Method, tuple[Hashable, tuple[Any, ...], Any]] = WeakKeyDictionary()
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -43,7 +49,7 @@ class Budget:
 
 BUDGETS = {
     budget.name: budget
-    for budget in (Budget("fast", 1024, 1.0), Budget("standard", 4096, 4.0), Budget("full", 65536, 20.0))
+    for budget in (Budget("fast", 512, 1.0), Budget("standard", 4096, 4.0), Budget("full", 65536, 20.0))
 }
 
 
@@ -227,6 +233,30 @@ class Attacker:
         """
         self._require(Has.QUERIES)
         return observe(self._method, images, self.threat.sees, 1, generator)[0]
+
+    def embed(self, payload: Payload) -> Tensor:
+        """The server's embeddings (B,D) of a payload, for one who knows the public parameters.
+
+        Raises AttackError for one who knows less, MethodError for a method without a server.
+        """
+        self._require_knowledge(Knows.PARAMETERS)
+        return stored_templates(self._method, payload)["template"]
+
+    def shared(self, learn: Callable[[], _Learned]) -> _Learned:
+        """What `learn` gives, or gave to another attacker of this target with the same faces, pairs, budget and seed.
+
+        Only the last thing learned of a target is kept, and only while its weights stay as they were.
+        """
+        weights = tuple(float(tensor.detach().double().sum()) for tensor in self._method.state_dict().values())
+        sources = (None if self._faces is None else self._faces.images, self._pairs)
+        key = (learn.__qualname__, self.threat.sees, self.budget, self.seed, weights, tuple(map(id, sources)))
+        known = _SHARED.get(self._method)
+        if known is None or known[0] != key:
+            # the sources are kept with it, so that their ids stay theirs
+            known = key, sources, learn()
+            _SHARED[self._method] = known
+        found: _Learned = known[2]
+        return found
 
     def split_views(self, payload: Payload) -> list[Payload]:
         """The first payload of every image, the second of every image, and so on."""

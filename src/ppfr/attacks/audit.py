@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppfr.attacks import success
 from ppfr.attacks.attacker import PublicFaces, held, stored_templates
-from ppfr.attacks.base import Attack, Inference, Linkage, PreparedAttack, Recovery, Result, attacks, create_attack
+from ppfr.attacks.base import Attack, Inference, Linkage, PreparedAttack, Recovery, Result, attack_names, create_attack
 from ppfr.attacks.card import (
     Attacker,
     Audited,
@@ -117,7 +117,7 @@ def audit(
     """
     refuse_partial_judge(judge, recogniser, teacher)
     thorough = find_profile(profile)
-    chosen = attacks() if with_attacks is None else with_attacks
+    chosen = attack_names() if with_attacks is None else with_attacks
     ready = [
         create_attack(attack, **thorough.options.get(attack, {})) if isinstance(attack, str) else attack
         for attack in chosen
@@ -138,9 +138,14 @@ def audit_run(
     with_attacks: Sequence[str | Attack[Any]] | None = None,
     seed: int = 0,
     device: str = "cpu",
+    settings: Mapping[str, Any] | None = None,
 ) -> Audit:
-    """Audit a trained run, a folder or its `model.safetensors`, whose record names its teacher; else as `audit`."""
-    method = load_method(run).to(device)
+    """Audit a trained run, a folder or its `model.safetensors`, whose record names its teacher; else as `audit`.
+
+    `settings` are those of the payload to change, as `Method.with_options` takes them.
+    """
+    method = load_method(run)
+    method = (method.with_options(**settings) if settings else method).to(device)
     path = Path(run)
     folder = path if path.is_dir() else path.parent
     return audit(
@@ -459,9 +464,15 @@ class _AuditRun:
             secrets=list(info.secrets),
             departures=info.departures,
             payload=self.method.schema.describe(),
+            settings=self._settings(),
             payload_bytes=self.method.schema.nbytes,
             sha256=model_sha256,
         )
+
+    def _settings(self) -> dict[str, Any]:
+        """What of the payload may be set after training, as it was in this audit."""
+        options = self.method.options
+        return options.model_dump(mode="json", include=set(type(options).payload_settings()))
 
     def _described(self) -> Faces:
         scene = self._scene(Sees.PAYLOAD, self.profile.people)

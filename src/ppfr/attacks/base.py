@@ -373,7 +373,7 @@ def _discover() -> None:
         importlib.import_module(f"ppfr.attacks.{module.name}")
 
 
-def attacks() -> list[str]:
+def attack_names() -> list[str]:
     """Names of all registered attacks, sorted."""
     _discover()
     return sorted(_REGISTRY)
@@ -420,7 +420,7 @@ __all__ = [
     "Result",
     "Sees",
     "ThreatModel",
-    "attacks",
+    "attack_names",
     "create_attack",
     "register",
 ]

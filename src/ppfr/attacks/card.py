@@ -120,6 +120,7 @@ class Audited(Part):
     departures: str
     payload: str
     payload_bytes: int
+    settings: dict[str, Any] = Field(description="options of the payload that may change after training")
     sha256: str | None = Field(description="of the run's model file; None for a method that was not loaded from one")
 
 

@@ -12,12 +12,13 @@ import typer
 from rich.table import Table
 
 from ppfr.attacks.audit import audit_run
-from ppfr.attacks.base import attacks
+from ppfr.attacks.base import attack_names
 from ppfr.attacks.card import Card, Finding, load_card
 from ppfr.attacks.profiles import PROFILES
-from ppfr.cli.app import DeviceOption, SeedOption, app, out, recogniser
+from ppfr.cli.app import DeviceOption, PayloadSettings, SeedOption, app, out, recogniser
 from ppfr.errors import AttackError
 from ppfr.reports.audits import refuse_repository, write_audit, write_comparison
+from ppfr.training.recipe import parse_overrides
 
 
 @app.command("audit")
@@ -57,6 +58,7 @@ def audit_command(
         bool, typer.Option("--compare", help="Put the cards of several audits side by side instead.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card, or the comparison, as JSON.")] = False,
+    settings: PayloadSettings = None,
     seed: SeedOption = 0,
     judge_preprocessing: Annotated[
         str | None, typer.Option(help="For example size=112x96,mean=127.5,std=128,order=rgb.")
@@ -94,6 +96,7 @@ def audit_command(
         with_attacks=_chosen(names),
         seed=seed,
         device=device,
+        settings=parse_overrides(settings) if settings else None,
     )
     files = write_audit(found, folder, command=shlex.join(["ppfr", *sys.argv[1:]]))
     if as_json:
@@ -108,7 +111,7 @@ def _chosen(names: str | None) -> list[str] | None:
         return None
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     if not chosen:
-        raise AttackError(f"--attacks names none; known: {', '.join(attacks())}")
+        raise AttackError(f"--attacks names none; known: {', '.join(attack_names())}")
     return chosen
 
 

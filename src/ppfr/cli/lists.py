@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from ppfr.cli.app import app, out
-from ppfr.methods import method_class, methods
+from ppfr.methods import method_class, method_names
 from ppfr.training.recipe import PROFILES, load_recipe, recipe_names
 
 
@@ -18,7 +18,7 @@ def methods_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """List the methods, with their papers, secrets and options."""
-    infos = [method_class(name).info for name in methods()]
+    infos = [method_class(name).info for name in method_names()]
     if as_json:
         print(json.dumps([{**info.__dict__, "secrets": list(info.secrets)} for info in infos], indent=2))
         return

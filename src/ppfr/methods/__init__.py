@@ -11,7 +11,7 @@ from ppfr.methods.base import (
     TrunkInput,
     create,
     method_class,
-    methods,
+    method_names,
     register,
 )
 from ppfr.methods.payload import Payload, PayloadSchema, TensorSpec
@@ -30,6 +30,6 @@ __all__ = [
     "TrunkInput",
     "create",
     "method_class",
-    "methods",
+    "method_names",
     "register",
 ]

@@ -345,7 +345,7 @@ def _discover() -> None:
         importlib.import_module(f"ppfr.methods.{module.name}")
 
 
-def methods() -> list[str]:
+def method_names() -> list[str]:
     """Names of all registered methods, sorted."""
     _discover()
     return sorted(_REGISTRY)
@@ -415,7 +415,7 @@ __all__ = [
     "check_images",
     "create",
     "method_class",
-    "methods",
+    "method_names",
     "payload_option",
     "register",
     "secret_option",

@@ -151,6 +151,7 @@ def _facts(card: Card) -> list[str]:
         f"judge: {card.judge.name} ({card.judge.preprocessing})",
         f"{own}; {taught}",
         f"profile {card.profile}, seed {card.seed}",
+        *(f"payload with {name} {value}" for name, value in card.method.settings.items() if value is not None),
     ]
 
 

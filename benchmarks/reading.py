@@ -1,0 +1,235 @@
+"""JPEG crops into training batches, from every format, against a straightforward reader; and how a large index opens.
+
+Both are timed in turn, in one process on one core, in seconds of that core (the process's own time, which other programs
+cannot lengthen much); then threads against processes on all cores, by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ppfr.data.batches import Batches
+from ppfr.data.convert import convert
+from ppfr.data.faceset import FaceSet, Skipped
+from ppfr.data.images import usable_cores
+from ppfr.data.recordfiles import TextPacker
+from ppfr.data.recordio import unpack_image
+from ppfr.data.records import IndexedRecords
+from ppfr.data.rowindex import RowIndex, index_path, save_index, stamps
+from ppfr.data.sources import open_faces, open_records
+from ppfr.data.tfrecord import unpack_record
+
+BATCH = 256
+SIZE = 112
+
+
+class PlainReader:
+    """A file, a seek, OpenCV, a stack: what a Dataset without much thought does."""
+
+    def __init__(self, path: Path) -> None:
+        self.records = open_records(path)
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        return np.stack([self.image(row) for row in indices.tolist()])
+
+    def image(self, row: int) -> np.ndarray:
+        if isinstance(self.records, IndexedRecords):
+            index = self.records.index
+            with open(index.files[index.shards[row]], "rb") as stream:
+                stream.seek(int(index.offsets[row]))
+                record = stream.read(int(index.sizes[row]))
+            data = (unpack_image if self.records.path.suffix == ".rec" else unpack_record)(record).image
+        else:
+            data = self.records.data(row)
+        return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def make_crops(folder: Path, people: int = 50, images: int = 30) -> Path:
+    """Synthetic faces as JPEG, quality 95: about the size of real crops."""
+    faces = open_faces(f"synthetic:people={people},images={images}")
+    for name, image in zip(faces.names, faces.images(), strict=True):
+        path = folder / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    return folder
+
+
+def shuffled_batches(count: int, seed: int = 0) -> list[np.ndarray]:
+    order = np.random.default_rng(seed).permutation(count)
+    return [order[start : start + BATCH] for start in range(0, count - count % BATCH, BATCH)]
+
+
+def rate(read: Callable[[np.ndarray], np.ndarray], batches: list[np.ndarray], clock: Callable[[], float]) -> float:
+    began = clock()
+    for batch in batches:
+        read(batch)
+    return sum(map(len, batches)) / (clock() - began)
+
+
+def compare_formats(sets: dict[str, Path], repeats: int) -> None:
+    """On one core: plain and ours in turn, medians."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    print(f"{'one core':<10}{'plain':>10}{'ppfr':>10}{'ratio':>8}   crops into a batch, each second of a core")
+    for title, path in sets.items():
+        plain, faces = PlainReader(path), open_faces(path, cache_bytes=0)
+        batches = shuffled_batches(len(faces))
+        np.testing.assert_array_equal(plain(batches[0]), faces.images(batches[0]))
+        rates = np.array(
+            [[rate(read, batches, time.process_time) for read in (plain, faces.images)] for _ in range(repeats)]
+        )
+        slow, fast = np.median(rates, axis=0)
+        print(f"{title:<10}{slow:>10,.0f}{fast:>10,.0f}{fast / slow:>8.2f}")
+    os.sched_setaffinity(0, cores)
+
+
+# --- threads against processes --------------------------------------------------------------------------------------
+_worker: dict[str, FaceSet] = {}
+
+
+def start_worker(path: Path) -> None:
+    cv2.setNumThreads(1)
+    _worker["faces"] = open_faces(path, cache_bytes=0)
+
+
+def read_into_shared(task: tuple[str, int, list[int]]) -> None:
+    name, start, rows = task
+    memory = SharedMemory(name)
+    batch = np.ndarray((BATCH, SIZE, SIZE, 3), np.uint8, memory.buf)
+    batch[start : start + len(rows)] = _worker["faces"].images(rows)
+    del batch
+    memory.close()
+
+
+def compare_workers(path: Path, repeats: int) -> None:
+    """All cores: `FaceSet.images` with its threads, and processes that fill a batch in shared memory."""
+    cores = usable_cores()
+    faces = open_faces(path, cache_bytes=0)
+    batches = shuffled_batches(len(faces))
+    memory = SharedMemory(create=True, size=BATCH * SIZE * SIZE * 3)
+    shared = np.ndarray((BATCH, SIZE, SIZE, 3), np.uint8, memory.buf)
+    with get_context("spawn").Pool(cores, start_worker, (path,)) as pool:
+
+        def by_processes(rows: np.ndarray) -> np.ndarray:
+            step = -(-len(rows) // cores)
+            tasks = [(memory.name, start, rows[start : start + step].tolist()) for start in range(0, len(rows), step)]
+            pool.map(read_into_shared, tasks, chunksize=1)
+            return shared
+
+        np.testing.assert_array_equal(by_processes(batches[0]), faces.images(batches[0]))
+        rates = [
+            [rate(read, batches, time.perf_counter) for read in (faces.images, by_processes)] for _ in range(repeats)
+        ]
+    del shared
+    memory.close()
+    memory.unlink()
+    threads, processes = np.median(rates, axis=0)
+    print(f"\n{cores} cores, {path.suffix}: threads {threads:,.0f} a second, processes {processes:,.0f}")
+
+
+# --- a large index ---------------------------------------------------------------------------------------------------
+
+
+def write_large_index(folder: Path, rows: int) -> Path:
+    """An index of random rows, such as ten million faces would have: positions, labels, names, identities."""
+    rng = np.random.default_rng(0)
+    people = max(1, rows // 20)
+    path = folder / "large.txt"
+    path.write_text("stands for the lines of the text index\n")
+    names = TextPacker()
+    for row in range(rows):
+        names.add(f"{row // 20:07d}/{row:08d}.jpg")
+    index = RowIndex(
+        files=[folder / "large" / "large-00000.tfrecord"],
+        shards=np.zeros(rows, np.int32),
+        offsets=np.arange(rows, dtype=np.int64) * 5400,
+        sizes=rng.integers(3000, 8000, rows, np.uint32),
+        labels=np.arange(rows, dtype=np.int64) // 20,
+        checks=rng.integers(0, 1 << 32, rows, np.uint32),
+        identities=[f"{person:07d}" for person in range(people)],
+        names=names.texts(),
+        oblong=np.empty(0, np.int64),
+        skipped=[Skipped("one", "broken")],
+        stamped=stamps(folder, [path]),
+    )
+    save_index(index_path(path), index, folder)
+    return path
+
+
+def open_large(path: Path) -> None:
+    """In a process of its own: seconds and memory of opening a set and beginning an epoch."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    faces = open_faces(path)
+    opened = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    Batches(faces, 512, seed=0, epoch=0)
+    epoch = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    figures = {"rows": len(faces), "opened": opened, "epoch": epoch, "before": before, "peak": peak, "after": after}
+    print(json.dumps(figures))
+
+
+def measure_large(folder: Path, rows: int, repeats: int) -> None:
+    path = write_large_index(folder, rows)
+    runs = []
+    for _ in range(repeats):
+        told = subprocess.run([sys.executable, __file__, "--open", path], capture_output=True, text=True, check=True)
+        runs.append(json.loads(told.stdout))
+    found = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    size = index_path(path).stat().st_size / 1e6
+    print(
+        f"\nan index of {rows:,} rows ({size:,.0f} MB) opens in {found['opened']:.2f} s; the process grows from "
+        f"{found['before'] / 1024:.0f} to {found['peak'] / 1024:.0f} MB, and to {found['after'] / 1024:.0f} MB with an "
+        f"epoch's order ({found['epoch']:.2f} s)"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="Real crops, in any format; synthetic ones without.")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="Rows of the large index.")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.open:
+        open_large(options.open)
+        return
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        convert(options.data or make_crops(folder / "crops"), folder / "faces")
+        sets = {"folder": folder / "faces"}
+        for title, suffix in (("TFRecord", ".txt"), ("RecordIO", ".rec")):
+            sets[title] = folder / title / f"faces{suffix}"
+            done = convert(folder / "faces", sets[title])
+        print(f"{done.images:,} crops of {done.image_bytes / done.images:,.0f} bytes\n")
+        compare_formats(sets, options.repeats)
+        began = time.process_time()
+        index_path(sets["TFRecord"]).unlink()
+        open_records(sets["TFRecord"])
+        print(
+            f"\nmaking the index of a set, once: {done.images / (time.process_time() - began):,.0f} records a second of a core"
+        )
+        compare_workers(sets["TFRecord"], options.repeats)
+        measure_large(folder, options.rows, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
