@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,31 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ppfr.attacks.base import create_attack
 from ppfr.attacks.leakage import Leakage, Trial, try_attack
 from ppfr.data.faceset import FaceSet
 from ppfr.data.heterogeneous import is_heterogeneous
-from ppfr.data.images import FACE_SIZE, to_tensor
-from ppfr.data.sources import open_splits
+from ppfr.data.images import to_tensor
 from ppfr.data.synthetic import is_synthetic
 from ppfr.errors import AttackError, MethodError
 from ppfr.evaluation.cost import Cost, measure_cost
 from ppfr.evaluation.evaluate import evaluate_pairs
 from ppfr.evaluation.verification import Verification
-from ppfr.files import atomic_path
-from ppfr.methods import Method, create, method_class
-from ppfr.methods.files import load_method
-from ppfr.networks import Preprocessing, Recogniser
+from ppfr.methods import Method, method_class
+from ppfr.networks import Recogniser
 from ppfr.progress import console, progress_callback
 from ppfr.reports.pictures import describe_payload, payload_picture
 from ppfr.reports.report import MethodResult, Report, write_report, write_summary
-from ppfr.training.distillation import teacher_targets
-from ppfr.training.loop import run_record, train
-from ppfr.training.recipe import Recipe, load_recipe
 from ppfr.training.run import Run, versions
+from ppfr.workbench import Workbench
 
 DEFAULT_METHODS = ("arcface", "partialface", "duetface")
 # people whose payload is attacked, and how many of them the report shows
@@ -63,95 +55,32 @@ class Quickstart:
     device: str = "cpu"
     command: str = "ppfr quickstart"
     warnings: list[str] = field(default_factory=list)
-    _opened: dict[int, tuple[FaceSet, FaceSet]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._bench = Workbench(
+            self.data, self.out / "runs", self.out / "cache", self.profile, self.seed, self.strict, self.device
+        )
 
     def run(self) -> list[MethodResult]:
         """Train, evaluate and attack every method, then write `summary.json` and `report.html`; returns the results."""
         for name in self.methods:
             method_class(name)
-        faces, test = self._splits(FACE_SIZE)
+        faces, test = self._bench.splits()
         for split in (faces, test):
             for skipped in split.skipped:
                 self.warnings.append(f"{skipped.path}: {skipped.reason}")
         teacher = self.teacher
         if teacher is None:
-            teacher = self._own_teacher(faces)
+            teacher = self._bench.train_teacher()
         self._check_judge(teacher)
         results = []
         for name in self.methods:
             console.print(f"[bold]{name}[/bold]")
-            method = self._train(name, teacher)
-            results.append(self._measure(method, *self._splits(method.input_size[0])))
+            method = self._bench.train(name, teacher)
+            results.append(self._measure(method, *self._bench.splits(method.input_size[0])))
             # written after every method: a stop loses nothing that is done
             self._write(results, faces, test, teacher)
         return results
-
-    def _splits(self, size: int) -> tuple[FaceSet, FaceSet]:
-        """Training and test faces at the size that a method wants, opened once."""
-        if size not in self._opened:
-            self._opened[size] = open_splits(self.data, size=size, strict=self.strict, seed=self.seed)
-        return self._opened[size]
-
-    # --- training -----------------------------------------------------------------------------------------------
-    def _own_teacher(self, faces: FaceSet) -> Recogniser:
-        """Train the unprotected baseline on the labels alone and let it teach."""
-        run = Run(self.out / "runs" / "teacher")
-        recipe = load_recipe("arcface", profile=self.profile, overrides={"seed": self.seed})
-        method = self._train_run(run, recipe, None, faces, None, None)
-        return own_recogniser(method, run.model_file)
-
-    def _train(self, name: str, teacher: Recogniser) -> Method:
-        recipe = load_recipe(name, profile=self.profile, taught=True, overrides={"seed": self.seed})
-        architecture = teacher.architecture if teacher.backbone is not None else None
-        if architecture is not None and recipe.backbone.name == "auto" and teacher.backbone is not None:
-            width = teacher.backbone.width
-            size = teacher.embedding_size
-            recipe = load_recipe(
-                name,
-                profile=self.profile,
-                taught=True,
-                overrides={"seed": self.seed, "backbone": {"width": width, "embedding_size": size}},
-            )
-        faces, _ = self._splits(recipe.backbone_spec(architecture).image_size[0])
-        targets = self._targets(teacher, faces)
-        return self._train_run(Run(self.out / "runs" / name), recipe, architecture, faces, teacher, targets)
-
-    def _train_run(
-        self,
-        run: Run,
-        recipe: Recipe,
-        architecture: str | None,
-        faces: FaceSet,
-        teacher: Recogniser | None,
-        targets: Tensor | None,
-    ) -> Method:
-        if run.finished:
-            run.begin(recipe, run_record(recipe.method, faces, teacher), resume=True)
-            return load_method(run.folder)
-        method = create(recipe.method, recipe.backbone_spec(architecture), recipe.seed, **recipe.options)
-        return train(
-            method,
-            recipe,
-            faces,
-            run,
-            teacher=teacher,
-            targets=targets,
-            resume=run.recipe_file.exists(),
-            device=self.device,
-        )
-
-    def _targets(self, teacher: Recogniser, faces: FaceSet) -> Tensor:
-        """The teacher's embeddings of the training faces, kept in OUT/cache: every method needs the same."""
-        names = hashlib.sha256(json.dumps(faces.names).encode()).hexdigest()
-        key = hashlib.sha256(
-            f"{teacher.sha256} {teacher.preprocessing} {faces.name} {faces.size} {names}".encode()
-        ).hexdigest()
-        path = self.out / "cache" / f"targets-{key[:16]}.safetensors"
-        if not path.exists():
-            targets = teacher_targets(teacher, faces)
-            with atomic_path(path) as temporary:
-                save_file({"targets": targets}, temporary)
-        return load_file(path)["targets"]
 
     def _check_judge(self, teacher: Recogniser) -> None:
         if self.judge is not None and self.judge.sha256 == teacher.sha256:
@@ -231,23 +160,6 @@ class Quickstart:
         write_report(report, self.out / "report.html")
 
 
-def own_recogniser(method: Method, file: Path) -> Recogniser:
-    """A trained unprotected method as a teacher for others."""
-    backbone = getattr(method.server, "backbone", None)
-    if method.info.protects or backbone is None:
-        raise MethodError(
-            f"{method.info.name} sees payloads, not images, so it cannot teach; give an unprotected method"
-        )
-    return Recogniser(
-        name=f"{method.info.name} run",
-        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        architecture=backbone.name,
-        embedding_size=backbone.embedding_size,
-        preprocessing=Preprocessing(source="ppfr run"),
-        network=backbone,
-    )
-
-
 def _row(
     name: str, accuracy: Verification, cost: Cost, leakage: Leakage | None, record: dict[str, Any]
 ) -> dict[str, Any]:
@@ -277,4 +189,4 @@ def _to_uint8(images: Tensor) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
     return list(pixels.cpu().numpy())
 
 
-__all__ = ["DEFAULT_METHODS", "Quickstart", "own_recogniser"]
+__all__ = ["DEFAULT_METHODS", "Quickstart"]

@@ -9,12 +9,24 @@ import platform
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 
 from ppfr.cli.app import app
 from ppfr.errors import PpfrError
 
 # in the order of --help; importing a module adds its commands to `app`
-COMMANDS = ("quickstart", "train", "evaluate", "tradeoff", "simulate_hfr", "audit", "protect", "convert", "lists")
+COMMANDS = (
+    "quickstart",
+    "train",
+    "evaluate",
+    "tradeoff",
+    "simulate_hfr",
+    "audit",
+    "compare",
+    "protect",
+    "convert",
+    "lists",
+)
 for _command in COMMANDS:
     importlib.import_module(f"ppfr.cli.{_command}")
 
@@ -40,9 +52,7 @@ def main() -> None:
     tune_memory()
     try:
         app()
-    except PpfrError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True, highlight=False)
-        sys.exit(1)
-    except OSError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True, highlight=False)
+    except (PpfrError, OSError) as error:
+        told = f"[red]{type(error).__name__}[/red]: {escape(str(error))}"
+        Console(stderr=True).print(told, soft_wrap=True, highlight=False)
         sys.exit(1)

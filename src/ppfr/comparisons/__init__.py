@@ -1,0 +1,1 @@
+"""Built-in recipes of `ppfr compare`: which methods, trained and attacked how."""
