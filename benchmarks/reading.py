@@ -1,7 +1,7 @@
 """JPEG crops into training batches, from every format, against a straightforward reader; and how a large index opens.
 
-Both are timed in turn, in one process on one core, in seconds of that core (the process's own time, which other programs
-cannot lengthen much); then threads against processes on all cores, by the clock.
+Both are timed in turn, in one process on one core, in seconds of that core (the process's own time, which other
+programs cannot lengthen much); then threads against processes on all cores, by the clock.
 """
 
 from __future__ import annotations
@@ -122,20 +122,18 @@ def compare_workers(path: Path, repeats: int) -> None:
     faces = open_faces(path, cache_bytes=0)
     batches = shuffled_batches(len(faces))
     memory = SharedMemory(create=True, size=BATCH * SIZE * SIZE * 3)
-    shared = np.ndarray((BATCH, SIZE, SIZE, 3), np.uint8, memory.buf)
     with get_context("spawn").Pool(cores, start_worker, (path,)) as pool:
 
         def by_processes(rows: np.ndarray) -> np.ndarray:
             step = -(-len(rows) // cores)
             tasks = [(memory.name, start, rows[start : start + step].tolist()) for start in range(0, len(rows), step)]
             pool.map(read_into_shared, tasks, chunksize=1)
-            return shared
+            return np.ndarray((BATCH, SIZE, SIZE, 3), np.uint8, memory.buf)
 
         np.testing.assert_array_equal(by_processes(batches[0]), faces.images(batches[0]))
         rates = [
             [rate(read, batches, time.perf_counter) for read in (faces.images, by_processes)] for _ in range(repeats)
         ]
-    del shared
     memory.close()
     memory.unlink()
     threads, processes = np.median(rates, axis=0)
@@ -224,9 +222,8 @@ def main() -> None:
         began = time.process_time()
         index_path(sets["TFRecord"]).unlink()
         open_records(sets["TFRecord"])
-        print(
-            f"\nmaking the index of a set, once: {done.images / (time.process_time() - began):,.0f} records a second of a core"
-        )
+        made = done.images / (time.process_time() - began)
+        print(f"\nmaking the index of a set, once: {made:,.0f} records a second of a core")
         compare_workers(sets["TFRecord"], options.repeats)
         measure_large(folder, options.rows, options.repeats)
 
