@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import ppfr.quickstart
+import ppfr.workbench
 from ppfr.cli import main
 from ppfr.errors import AttackError
 from ppfr.training.recipe import load_recipe
@@ -183,7 +184,7 @@ def test_quickstart_says_simulated(
 
     small = {"training": {"epochs": 1, "batch_size": 8}, "backbone": {"width": 0.125, "embedding_size": 16}}
     monkeypatch.setattr(
-        ppfr.quickstart, "load_recipe", lambda name, **how: load_recipe(name, **{**how, "overrides": small})
+        ppfr.workbench, "load_recipe", lambda name, **how: load_recipe(name, **{**how, "overrides": small})
     )
     monkeypatch.setattr(ppfr.quickstart, "try_attack", no_attack)
     arguments = ["quickstart", "--data", f"lamp-hq:{place / 'lamp'},fold=2", "--methods", "arcface", "--out", tmp_path]

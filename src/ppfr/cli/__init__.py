@@ -19,6 +19,7 @@ COMMANDS = (
     "quickstart",
     "train",
     "evaluate",
+    "benchmark",
     "tradeoff",
     "simulate_hfr",
     "audit",

@@ -1,4 +1,4 @@
-"""What `ppfr evaluate` does with a heterogeneous protocol: fold by fold, beside the published figures."""
+"""What `ppfr evaluate` and `ppfr benchmark` do with a heterogeneous protocol, fold by fold."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from rich.table import Table
 
 from ppfr.cli.app import out, say_skipped
 from ppfr.cli.models import load_model, model_input_size, model_names
+from ppfr.data.faceset import Skipped
 from ppfr.data.heterogeneous import Heterogeneous, open_heterogeneous
 from ppfr.data.protocoltest import open_test
 from ppfr.errors import DataError
+from ppfr.evaluation.evaluate import Model
 from ppfr.evaluation.heterogeneous import FoldFigures, HeterogeneousFigures, evaluate_folds
 from ppfr.progress import progress_callback
 from ppfr.reports.published import published_table
 from ppfr.training.run import Run
 
-_FOLD = "{fold}"
+FOLD = "{fold}"
+"""Stands for a fold's number in the path of a run."""
 
 
 def evaluate_protocol(
@@ -38,17 +41,17 @@ def evaluate_protocol(
 ) -> None:
     """Measure and print; with `{fold}` in `run` each fold is measured with a run of its own."""
     source = open_heterogeneous(data)
-    folds = list(source.folds if source.chosen is None else (source.chosen,))
-    if _FOLD not in str(run):
-        folds = _fair_folds(run, source, folds)
-    figures: list[FoldFigures] = []
-    for path, numbers in _runs(run, folds):
-        model = load_model(path, preprocessing, device, settings)
-        test = open_test(source, numbers, size=model_input_size(model), strict=strict)
-        say_skipped(test.left_out)
-        with progress_callback(f"{source.title}: embedding") as progress:
-            figures += evaluate_folds(model, test, flip=flip, seed=seed, progress=progress)
-    result = HeterogeneousFigures(source.title, source.simulation is not None, figures)
+    model, result, left_out = measure_protocol(
+        run,
+        source,
+        preprocessing=preprocessing,
+        settings=settings,
+        flip=flip,
+        seed=seed,
+        strict=strict,
+        device=device,
+    )
+    say_skipped(left_out)
     name, title = model_names(model)
     if as_json:
         about = {"method": name, "run": str(run), "data": data, "flip": flip, "seed": seed}
@@ -60,13 +63,39 @@ def evaluate_protocol(
         out.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
+def measure_protocol(
+    run: Path,
+    source: Heterogeneous,
+    *,
+    preprocessing: str | None,
+    settings: Sequence[str] | None,
+    flip: bool,
+    seed: int,
+    strict: bool,
+    device: str,
+) -> tuple[Model, HeterogeneousFigures, list[Skipped]]:
+    """The figures of all folds that `run` may be measured on, the last model, and what the figures leave out."""
+    folds = list(source.folds if source.chosen is None else (source.chosen,))
+    if FOLD not in str(run):
+        folds = _fair_folds(run, source, folds)
+    figures: list[FoldFigures] = []
+    left_out: dict[Skipped, None] = {}
+    for path, numbers in _runs(run, folds):
+        model = load_model(path, preprocessing, device, settings)
+        test = open_test(source, numbers, size=model_input_size(model), strict=strict)
+        left_out |= dict.fromkeys(test.left_out)
+        with progress_callback(f"{source.title}: embedding") as progress:
+            figures += evaluate_folds(model, test, flip=flip, seed=seed, progress=progress)
+    return model, HeterogeneousFigures(source.title, source.simulation is not None, figures), list(left_out)
+
+
 def _runs(run: Path, folds: list[int]) -> Iterator[tuple[Path, list[int]]]:
     """Which run is measured on which folds."""
-    if _FOLD not in str(run):
+    if FOLD not in str(run):
         yield run, folds
     else:
         for fold in folds:
-            yield Path(str(run).replace(_FOLD, str(fold))), [fold]
+            yield Path(str(run).replace(FOLD, str(fold))), [fold]
 
 
 def _fair_folds(run: Path, source: Heterogeneous, folds: list[int]) -> list[int]:
@@ -86,7 +115,7 @@ def _fair_folds(run: Path, source: Heterogeneous, folds: list[int]) -> list[int]
         raise DataError(f"{run} was trained on fold {trained}, which {source.root} does not have complete")
     Console(stderr=True).print(
         f"{run} was trained on fold {trained}, so fold {trained} alone is measured: its people are in other folds' "
-        f"tests. For all folds train one run each, and evaluate RUNS/fold{_FOLD}",
+        f"tests. For all folds train one run each, and evaluate RUNS/fold{FOLD}",
         soft_wrap=True,
         markup=False,
     )

@@ -23,7 +23,7 @@ from ppfr.errors import DataError
 SIMULATION_FILE = "SIMULATED.json"
 """Marks a data set whose second modality was computed; `ppfr simulate-hfr` writes it, every loader reads it."""
 
-_LIST_FOLDERS = ("protocol", "protocols")
+LIST_FOLDERS = ("protocol", "protocols")
 _ONLY_FOLD = 1
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -230,7 +230,7 @@ def find_lists(root: Path, protocol: Protocol) -> Path:
     """The folder with a data set's list files; raises DataError when `root` has none."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected {protocol.title}'s images and its list files in Protocol/")
-    found = sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name.lower() in _LIST_FOLDERS)
+    found = sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name.lower() in LIST_FOLDERS)
     if not found:
         raise DataError(f"{root}: no folder Protocol; copy or link the list files there: {_expected(protocol)}")
     return found[0]

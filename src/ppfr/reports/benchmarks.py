@@ -1,0 +1,170 @@
+"""What `ppfr benchmark` writes: a model's figures beside the published ones, as JSON, a page and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ppfr.data.faceset import Skipped
+from ppfr.data.suites import SUITES
+from ppfr.evaluation.suites import SuiteResult
+from ppfr.files import atomic_write
+from ppfr.reports.published import published_tables
+from ppfr.reports.tables import PUBLISHED, Column, Quantity, Row, Table
+from ppfr.reports.wording import MISSING
+
+RESULT_FILE, MARKDOWN_FILE, PAGE_FILE, TABLES_FOLDER = "benchmark.json", "benchmark.md", "benchmark.html", "tables"
+_OURS = "Rows without a source were measured here, the others are as published, with training sets of their own."
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """One model's results; `about` is what the run was, `missing` and `failed` name benchmarks without a result."""
+
+    method: str
+    title: str
+    about: Mapping[str, Any]
+    results: Mapping[str, SuiteResult]
+    missing: Sequence[Skipped] = ()
+    failed: Sequence[Skipped] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "schema_version": 1,
+            "method": self.method,
+            "title": self.title,
+            **self.about,
+            "suites": {name: result.to_dict() for name, result in self.results.items()},
+            "missing": [skipped._asdict() for skipped in self.missing],
+            "failed": [skipped._asdict() for skipped in self.failed],
+            "tables": {name: table.to_dict() for name, table in self.tables().items()},
+        }
+
+    def tables(self) -> dict[str, Table]:
+        """The tables that have a figure of ours, by the name of their files."""
+        tables = {}
+        for published in published_tables():
+            if "protocol" in published:
+                if published["protocol"] in self.results:
+                    tables[published["protocol"]] = self._protocol(published)
+            elif any(result.suite.column in published["columns"] for result in self.results.values()):
+                tables["visible"] = self._visible(published)
+        return tables
+
+    def remarks(self) -> Iterator[str]:
+        """What to know of the figures, each with the benchmark that it is about."""
+        for result in self.results.values():
+            for remark in result.remarks:
+                yield f"{result.suite.title}: {remark}"
+            if result.skipped:
+                path, reason = result.skipped[0]
+                told = f"{len(result.skipped)} left out, the first {path}: {reason}"
+                yield f"{result.suite.title}: {told}"
+
+    def _visible(self, published: Mapping[str, Any]) -> Table:
+        rates = {name: rate for result in self.results.values() for name, rate in result.rates.items()}
+        columns = tuple(Column(name, published["digits"]) for name in published["columns"])
+        ours = Row(self.title, tuple(Quantity(_percent(rates.get(column.name))) for column in columns))
+        notes = [
+            f"{result.suite.title}: {remark}"
+            for result in self.results.values()
+            if result.suite.column in published["columns"]
+            for remark in result.remarks
+        ]
+        return Table(
+            published["title"],
+            columns,
+            (ours, *_published_rows(published, published["columns"])),
+            (published["note"], f"Published: {published['training']}.", _OURS, *notes),
+        )
+
+    def _protocol(self, published: Mapping[str, Any]) -> Table:
+        result = self.results[published["protocol"]]
+        names = list(result.rates)
+        values = tuple(
+            Quantity(_percent(rate), _percent(result.deviations.get(name))) for name, rate in result.rates.items()
+        )
+        mark = "simulated, " if result.simulated else ""
+        return Table(
+            published["title"],
+            tuple(Column(name, published["digits"]) for name in names),
+            (Row(f"{mark}{self.title}", values), *_published_rows(published, names)),
+            (published["note"], f"Published: {published['training']}.", "Deviations are over folds.", *result.remarks),
+        )
+
+
+def write_benchmark(report: BenchmarkReport, folder: Path, command: str = "") -> list[Path]:
+    """Write `benchmark.json`, `.md` and `.html` and each table as CSV and LaTeX into `folder`; returns their paths."""
+    tables = report.tables()
+    texts = {
+        RESULT_FILE: to_json({**report.to_dict(), "command": command}),
+        MARKDOWN_FILE: _markdown(report, tables),
+        PAGE_FILE: _page(report, tables, command),
+    }
+    for name, table in tables.items():
+        texts[f"{TABLES_FOLDER}/{name}.csv"] = table.to_csv()
+        texts[f"{TABLES_FOLDER}/{name}.tex"] = table.to_latex()
+    for file, text in texts.items():
+        atomic_write(folder / file, text)
+    return [folder / file for file in texts]
+
+
+def to_json(values: Mapping[str, Any]) -> str:
+    """The text of a JSON file."""
+    return json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _published_rows(published: Mapping[str, Any], columns: Sequence[str]) -> Iterator[Row]:
+    for row in published["rows"]:
+        given = dict(zip(published["columns"], row["values"], strict=True))
+        yield Row(row["method"], tuple(Quantity(given.get(name)) for name in columns), PUBLISHED)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _facts(report: BenchmarkReport) -> list[str]:
+    return [f"{key}: {value}" for key, value in report.about.items() if value not in (None, [], "")]
+
+
+def _warnings(report: BenchmarkReport) -> list[str]:
+    return [
+        *(f"{SUITES[name].title} failed: {reason}" for name, reason in report.failed),
+        *report.remarks(),
+        *(f"{SUITES[name].title} was not measured: {reason}" for name, reason in report.missing),
+    ]
+
+
+def _markdown(report: BenchmarkReport, tables: Mapping[str, Table]) -> str:
+    facts = "\n".join(f"- {fact}" for fact in _facts(report))
+    warnings = "\n".join(f"- {warning}" for warning in _warnings(report))
+    parts = [f"# {report.title}: benchmarks", facts, *(table.to_markdown() for table in tables.values())]
+    return "\n\n".join([*parts, *([f"## Read first\n\n{warnings}"] if warnings else [])]) + "\n"
+
+
+def _page(report: BenchmarkReport, tables: Mapping[str, Table], command: str) -> str:
+    environment = Environment(
+        loader=PackageLoader("ppfr.reports", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("benchmark.html.j2").render(
+        title=report.title,
+        facts=_facts(report),
+        warnings=_warnings(report),
+        tables=tables,
+        command=command,
+        missing=MISSING,
+    )
+
+
+__all__ = ["BenchmarkReport", "to_json", "write_benchmark"]
