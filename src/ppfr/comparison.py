@@ -6,12 +6,10 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ppfr.attacks.audit import audit, refuse_partial_judge
@@ -30,7 +28,7 @@ from ppfr.methods import Method, method_class
 from ppfr.networks import Recogniser
 from ppfr.progress import console, progress_callback
 from ppfr.reports.audits import write_audit
-from ppfr.training.recipe import load_recipe, recipe_names
+from ppfr.training.recipe import built_in_names, load_recipe, read_settings, recipe_names
 from ppfr.training.run import Run
 from ppfr.workbench import Workbench
 
@@ -92,8 +90,7 @@ class ComparisonRecipe(BaseModel):
 
 def comparison_names() -> list[str]:
     """Built-in recipes of comparisons."""
-    folder = resources.files("ppfr.comparisons")
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return built_in_names("ppfr.comparisons")
 
 
 def load_comparison(name: str | Path, changes: Mapping[str, Any] | None = None) -> ComparisonRecipe:
@@ -101,22 +98,7 @@ def load_comparison(name: str | Path, changes: Mapping[str, Any] | None = None) 
 
     Every method's own recipe is checked as well. Raises RecipeError naming what is wrong.
     """
-    path = Path(name)
-    if path.suffix in {".yaml", ".yml"}:
-        if not path.is_file():
-            raise RecipeError(f"comparison file {path} does not exist")
-        text = path.read_text(encoding="utf-8")
-    elif str(name) in comparison_names():
-        text = resources.files("ppfr.comparisons").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    else:
-        known = ", ".join(comparison_names())
-        raise RecipeError(f"no comparison {str(name)!r}; built in: {known}; or give the path of a .yaml file")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"comparison {name}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"comparison {name}: expected a mapping of settings, found {type(values).__name__}")
+    values = read_settings(name, "ppfr.comparisons", "comparison")
     try:
         recipe = ComparisonRecipe.model_validate({**values, **(changes or {})})
     except ValidationError as error:

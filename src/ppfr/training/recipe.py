@@ -154,8 +154,14 @@ def deep_merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, 
 
 def recipe_names() -> list[str]:
     """Methods that have a built-in recipe."""
-    folder = resources.files("ppfr.recipes")
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return built_in_names("ppfr.recipes")
+
+
+def built_in_names(package: str) -> list[str]:
+    """Names of the YAML files that a package brings along."""
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in resources.files(package).iterdir() if entry.name.endswith(".yaml")
+    )
 
 
 def load_recipe(
@@ -171,7 +177,7 @@ def load_recipe(
     are `key.path=value` strings (values in YAML) or a nested mapping. Raises RecipeError naming the key's path for an
     unknown key, a wrong type or a value out of range.
     """
-    values = _read(name)
+    values = read_settings(name)
     profiles = values.pop("profiles", {})
     untaught = values.pop("without_teacher", {})
     if profiles:
@@ -210,23 +216,27 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def _read(name: str | Path) -> dict[str, Any]:
+def read_settings(name: str | Path, package: str = "ppfr.recipes", kind: str = "recipe") -> dict[str, Any]:
+    """The content of a YAML file, or of one that `package` brings along by its name.
+
+    Raises RecipeError for a file that is not there, and for content that is not a mapping; `kind` is what it calls it.
+    """
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
-            raise RecipeError(f"recipe file {path} does not exist")
+            raise RecipeError(f"{kind} file {path} does not exist")
         text = path.read_text(encoding="utf-8")
-    elif str(name) in recipe_names():
-        text = resources.files("ppfr.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    elif str(name) in built_in_names(package):
+        text = resources.files(package).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        known = ", ".join(recipe_names())
-        raise RecipeError(f"no recipe {str(name)!r}; built in: {known}; or give the path of a .yaml file")
+        known = ", ".join(built_in_names(package))
+        raise RecipeError(f"no {kind} {str(name)!r}; built in: {known}; or give the path of a .yaml file")
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {name}: not valid YAML: {error}") from error
+        raise RecipeError(f"{kind} {name}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"recipe {name}: expected a mapping of settings, found {type(values).__name__}")
+        raise RecipeError(f"{kind} {name}: expected a mapping of settings, found {type(values).__name__}")
     return values
 
 
