@@ -255,6 +255,7 @@ class DuetFace(Method):
             "channels": TensorSpec(
                 (3 * len(SERVER_FREQUENCIES), *self.input_size),
                 "54 high frequencies of Y, Cb, Cr, colour-major",
+                block_dct=True,
             )
         }
         for name, size in zip(MAPS, self.client.sizes, strict=True):

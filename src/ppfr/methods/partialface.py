@@ -108,7 +108,8 @@ class PartialFace(Method):
     @property
     def schema(self) -> PayloadSchema:
         shape = (3 * SUBSET_SIZE, *self.input_size)
-        return PayloadSchema(self.info.name, {"channels": TensorSpec(shape, "one permuted subset, colour-major")})
+        spec = TensorSpec(shape, "one permuted subset, colour-major", block_dct=True)
+        return PayloadSchema(self.info.name, {"channels": spec})
 
     # --- client -------------------------------------------------------------------------------------------------
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

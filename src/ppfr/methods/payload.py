@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ppfr.errors import PayloadError
 from ppfr.files import atomic_write
+from ppfr.wire import Limits, Part, read_message, write_message
 
 _FORMAT = "1"
 # what one message may hold: enough for a person's album, far from what would exhaust a server
@@ -25,11 +22,16 @@ _LARGEST_BATCH = 64
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a payload: its shape without the batch axis, its type, and what it holds."""
+    """One tensor of a payload: its shape without the batch axis, its type, and what it holds.
+
+    `block_dct` says that it is `block_dct(...).flatten(1, 2)` of images, for any frequencies: that can be sent in fewer
+    bytes, see `Payload.to_bytes`.
+    """
 
     shape: tuple[int, ...]
     meaning: str
     dtype: torch.dtype = torch.float32
+    block_dct: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -112,7 +114,7 @@ class Payload:
 
     @property
     def sent_nbytes(self) -> int:
-        """Mean bytes of one image's payload as written by `to_bytes` (safetensors, deflated)."""
+        """Mean bytes of one image's payload as written by `to_bytes` (safetensors, zstd)."""
         return round(sum(len(one.to_bytes()) for one in self) / len(self)) if len(self) else 0
 
     def select(self, rows: Iterable[int]) -> Payload:
@@ -143,67 +145,62 @@ class Payload:
                 raise PayloadError(f"{name!r} holds values that are not finite; a client never sends such values")
         return self
 
-    def to_bytes(self) -> bytes:
-        """Serialise as deflated safetensors with the method's name in the header (no pickle anywhere)."""
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        return zlib.compress(save_tensors(plain, metadata=self._header()), level=6)
+    def to_bytes(self, coding: str = "float32", *, contract: str = "") -> bytes:
+        """Serialise as safetensors in a zstd frame (no pickle anywhere), bound to a deployment's `contract` if given.
 
-    def _header(self) -> dict[str, str]:
-        return {"ppfr-payload": _FORMAT, "method": self.schema.method}
+        `coding` is float32 (every bit), float16, int8 (per channel) or planes[:ERROR], which codes block-DCT channels
+        as the planes they are linear in, with that relative error, and other floats as float16. Whole numbers always
+        keep every bit. Raises PayloadError for an unknown coding and for values it cannot hold.
+        """
+        codings = {name: coding_of(spec, coding) for name, spec in self.schema.tensors.items()}
+        return write_message(self.tensors, codings, self._header(contract))
+
+    def _header(self, contract: str = "") -> dict[str, str]:
+        return _header(self.schema, contract)
 
     @classmethod
-    def from_bytes(cls, data: bytes, schema: PayloadSchema) -> Payload:
-        """Read what `to_bytes` wrote and check it against `schema`.
+    def from_bytes(
+        cls, data: bytes, schema: PayloadSchema, *, contract: str = "", images: int = _LARGEST_BATCH
+    ) -> Payload:
+        """Read what `to_bytes` wrote in any coding and check it against `schema` and `contract`.
 
-        Raises PayloadError for truncated, foreign or oversized data, another method's payload, wrong tensors and
-        values that are not finite. Never inflates more than 64 images' worth of data.
+        Raises PayloadError for truncated, foreign or oversized data, another method's or deployment's payload, wrong
+        tensors and values that are not finite. Never inflates more than `images` images' worth of data.
         """
-        limit = _LARGEST_BATCH * schema.nbytes + (1 << 16)
-        inflater = zlib.decompressobj()
-        try:
-            plain = inflater.decompress(data, limit)
-            complete = inflater.eof
-        except zlib.error as error:
-            raise PayloadError(
-                f"payload of {len(data)} bytes is not deflated data ({error}); was it cut off?"
-            ) from error
-        if not complete:
-            raise PayloadError(f"payload is cut off or inflates to more than {limit} bytes; refused")
-        header = _safetensors_header(plain)
-        if header.get("ppfr-payload") != _FORMAT:
-            raise PayloadError(
-                f"payload format is {header.get('ppfr-payload')!r}; this version reads {_FORMAT!r}. "
-                "Write payloads with `Payload.to_bytes` or `ppfr protect`"
-            )
-        if header.get("method") != schema.method:
-            raise PayloadError(
-                f"payload was made by method {header.get('method')!r}; the server runs {schema.method!r}"
-            )
-        try:
-            tensors = load_tensors(plain)
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise PayloadError(f"payload is not valid safetensors: {error}") from error
+        expected = {name: Part(spec.shape, spec.dtype) for name, spec in schema.tensors.items()}
+        tensors = read_message(data, expected, _header(schema, contract), Limits(images))
         return cls(schema, tensors).check_finite()
 
     def save(self, path: Path | str) -> None:
         """Write the payload as a plain safetensors file, atomically."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        atomic_write(path, save_tensors(plain, metadata=self._header()))
+        atomic_write(path, save_tensors(plain, metadata={"ppfr-payload-file": _FORMAT, **self._header()}))
 
     @classmethod
     def load(cls, path: Path | str, schema: PayloadSchema) -> Payload:
-        """Read a file that `save` wrote; raises PayloadError as `from_bytes` does."""
-        return cls.from_bytes(zlib.compress(Path(path).read_bytes(), level=0), schema)
+        """Read a file that `save` wrote; raises PayloadError for a foreign one and as `from_bytes` does."""
+        try:
+            with safe_open(path, framework="pt") as stream:
+                header = stream.metadata() or {}
+                if header.get("ppfr-payload-file") != _FORMAT or header.get("method") != schema.method:
+                    raise PayloadError(
+                        f"{path} holds a payload of {header.get('method')!r}, format "
+                        f"{header.get('ppfr-payload-file')!r}; expected {schema.method!r}, format {_FORMAT!r}"
+                    )
+                tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise PayloadError(f"{path} is not valid safetensors: {error}") from error
+        return cls(schema, tensors).check_finite()
 
 
-def _safetensors_header(data: bytes) -> dict[str, Any]:
-    """The metadata of a safetensors buffer, or PayloadError; the tensors themselves are not touched."""
-    length = int.from_bytes(data[:8], "little") if len(data) >= 8 else -1
-    if not 0 < length <= len(data) - 8:
-        raise PayloadError(f"payload of {len(data)} bytes is no safetensors buffer; was it cut off?")
-    try:
-        header = json.loads(data[8 : 8 + length])
-    except ValueError as error:
-        raise PayloadError(f"payload has an unreadable safetensors header: {error}") from error
-    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
-    return metadata if isinstance(metadata, dict) else {}
+def coding_of(spec: TensorSpec, coding: str) -> str:
+    """How a tensor is coded under a message's coding: whole numbers exactly, planes only where they apply."""
+    if not spec.dtype.is_floating_point:
+        return "float32"
+    if coding.startswith("planes") and not spec.block_dct:
+        return "float16"
+    return coding
+
+
+def _header(schema: PayloadSchema, contract: str) -> dict[str, str]:
+    return {"method": schema.method, "contract": contract}
