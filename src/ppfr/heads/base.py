@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppfr.errors import MethodError, ShapeError
+from ppfr.ranks import Ranks
 
 KERNEL_DEVIATION = 0.01
 
@@ -27,6 +28,9 @@ class Head(nn.Module, ABC):
             raise MethodError(f"embedding_size is {embedding_size} and classes {classes}; expected both at least 1")
         self.embedding_size = embedding_size
         self.classes = classes
+        self.scale = 1.0
+        # those among whom a batch is shared out: statistics of a batch are those of all of it
+        self.ranks = Ranks()
         self.kernel = nn.Parameter(torch.empty(embedding_size, classes))
         if generator is None:
             generator = torch.Generator().manual_seed(0)
@@ -39,6 +43,12 @@ class Head(nn.Module, ABC):
         are float32 (float64 for float64 embeddings) even under autocast: bf16 would round a scale of 64 to
         steps of a quarter. Raises ShapeError.
         """
+        self.check(embeddings, labels)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return self.logits(embeddings.to(self.kernel.dtype), labels)
+
+    def check(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Raise ShapeError unless `forward` takes these."""
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
             raise ShapeError(f"embeddings have shape {tuple(embeddings.shape)}; expected (B, {self.embedding_size})")
         if labels.shape != embeddings.shape[:1] or labels.dtype != torch.int64:
@@ -46,12 +56,33 @@ class Head(nn.Module, ABC):
                 f"labels are {labels.dtype} of shape {tuple(labels.shape)}; "
                 f"expected torch.int64 ({len(embeddings)},), one for each embedding"
             )
-        with torch.autocast(embeddings.device.type, enabled=False):
-            return self.logits(embeddings.to(self.kernel.dtype), labels)
 
-    @abstractmethod
     def logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Compute what `forward` returns, from embeddings in the kernel's float type."""
+        scores = self.scores(embeddings, self.kernel)
+        return self.scale * self.penalise(scores, labels[:, None], embeddings)
+
+    def penalise(self, scores: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
+        """Return the scores (B, classes) with the margin applied; `labels` is (B, 1)."""
+        target = scores.gather(1, labels)
+        self.observe(target, embeddings)
+        return self.negatives(scores, target).scatter(1, labels, self.positives(target, embeddings))
+
+    # --- the parts of `penalise`, for heads whose classes lie on several ranks -----------------------------------
+    @abstractmethod
+    def scores(self, embeddings: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Scores (B, n) of embeddings (B, D) against the columns of `kernel` (D, n), before any margin."""
+
+    def observe(self, target: Tensor, embeddings: Tensor) -> None:
+        """Move the head's running statistics, in training mode, by the labels' scores (B, 1) of the whole batch."""
+
+    def positives(self, target: Tensor, embeddings: Tensor) -> Tensor:
+        """The labels' scores (b, 1) with the margin applied."""
+        return target
+
+    def negatives(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Scores (B, n) as they count where they are not the label's; `target` (B, 1) are the labels' scores."""
+        return scores
 
 
 class MarginHead(Head):
@@ -72,13 +103,8 @@ class MarginHead(Head):
         self.scale = scale
         self.margin = margin
 
-    def logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        cosines = (F.normalize(embeddings) @ F.normalize(self.kernel, dim=0)).clamp(-1, 1)
-        return self.scale * self.penalise(cosines, labels[:, None], embeddings)
-
-    @abstractmethod
-    def penalise(self, cosines: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
-        """Return the cosines (B, classes) with the margin applied; `labels` is (B, 1)."""
+    def scores(self, embeddings: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+        return (F.normalize(embeddings) @ F.normalize(kernel, dim=0)).clamp(-1, 1)
 
     def extra_repr(self) -> str:
         return f"{self.embedding_size}, {self.classes}, scale={self.scale:g}, margin={self.margin:g}"

@@ -37,14 +37,11 @@ class ArcFace(MarginHead):
         )
         self.easy_margin = easy_margin
 
-    def penalise(self, cosines: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
-        target = cosines.gather(1, labels)
+    def positives(self, target: Tensor, embeddings: Tensor) -> Tensor:
         shifted = _add_angle(target, self.margin)
         if self.easy_margin:
-            penalised = torch.where(target > 0, shifted, target)
-        else:
-            penalised = _unless_past_pi(target, shifted, self.margin)
-        return cosines.scatter(1, labels, penalised)
+            return torch.where(target > 0, shifted, target)
+        return _unless_past_pi(target, shifted, self.margin)
 
 
 class CosFace(MarginHead):
@@ -63,8 +60,8 @@ class CosFace(MarginHead):
             embedding_size=embedding_size, classes=classes, scale=scale, margin=margin, generator=generator
         )
 
-    def penalise(self, cosines: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
-        return cosines.scatter(1, labels, cosines.gather(1, labels) - self.margin)
+    def positives(self, target: Tensor, embeddings: Tensor) -> Tensor:
+        return target - self.margin
 
 
 class CurricularFace(MarginHead):
@@ -94,13 +91,16 @@ class CurricularFace(MarginHead):
         self.alpha = _share("alpha", alpha)
         self.register_buffer("t", torch.zeros(1))
 
-    def penalise(self, cosines: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
-        target = cosines.gather(1, labels)
-        shifted = _add_angle(target, self.margin)
+    def observe(self, target: Tensor, embeddings: Tensor) -> None:
         if self.training:
-            _move(self.t, target.detach().mean(), self.alpha)
-        hardened = torch.where(cosines > shifted, cosines * (self.t + cosines), cosines)
-        return hardened.scatter(1, labels, _unless_past_pi(target, shifted, self.margin))
+            _move(self.t, self.ranks.gather(target.detach()).mean(), self.alpha)
+
+    def positives(self, target: Tensor, embeddings: Tensor) -> Tensor:
+        return _unless_past_pi(target, _add_angle(target, self.margin), self.margin)
+
+    def negatives(self, scores: Tensor, target: Tensor) -> Tensor:
+        hard = scores > _add_angle(target, self.margin)
+        return torch.where(hard, scores * (self.t + scores), scores)
 
 
 class AdaFace(MarginHead):
@@ -137,21 +137,29 @@ class AdaFace(MarginHead):
         self.register_buffer("batch_mean", torch.full((1,), 20.0))
         self.register_buffer("batch_std", torch.full((1,), 100.0))
 
-    def penalise(self, cosines: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
-        cosines = cosines.clamp(self.EPSILON - 1, 1 - self.EPSILON)
-        quality = self._quality(embeddings.detach())
-        angles = cosines.gather(1, labels).acos() - self.margin * quality
-        target = angles.clamp(self.EPSILON, math.pi - self.EPSILON).cos()
-        return cosines.scatter(1, labels, target - self.margin * (1 + quality))
-
-    def _quality(self, embeddings: Tensor) -> Tensor:
-        norms = embeddings.norm(dim=1, keepdim=True).clamp(*self.NORM_RANGE)
+    def observe(self, target: Tensor, embeddings: Tensor) -> None:
         if self.training:
+            norms = self.ranks.gather(self._norms(embeddings))
             _move(self.batch_mean, norms.mean(), self.momentum)
             if len(norms) > 1:
                 _move(self.batch_std, norms.std(), self.momentum)
-        quality: Tensor = (norms - self.batch_mean) / (self.batch_std + self.EPSILON)
-        return (quality * self.concentration).clamp(-1, 1)
+
+    def positives(self, target: Tensor, embeddings: Tensor) -> Tensor:
+        quality: Tensor = (self._norms(embeddings) - self.batch_mean) / (self.batch_std + self.EPSILON)
+        quality = (quality * self.concentration).clamp(-1, 1)
+        angles = self._inside(target).acos() - self.margin * quality
+        target = angles.clamp(self.EPSILON, math.pi - self.EPSILON).cos()
+        return target - self.margin * (1 + quality)
+
+    def negatives(self, scores: Tensor, target: Tensor) -> Tensor:
+        return self._inside(scores)
+
+    def _inside(self, cosines: Tensor) -> Tensor:
+        return cosines.clamp(self.EPSILON - 1, 1 - self.EPSILON)
+
+    def _norms(self, embeddings: Tensor) -> Tensor:
+        norms: Tensor = embeddings.detach().norm(dim=1, keepdim=True)
+        return norms.clamp(*self.NORM_RANGE)
 
 
 class Softmax(Head):
@@ -162,7 +170,10 @@ class Softmax(Head):
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        return torch.addmm(self.bias, embeddings, self.kernel)
+        return self.scores(embeddings, self.kernel, self.bias)
+
+    def scores(self, embeddings: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+        return embeddings @ kernel if bias is None else torch.addmm(bias, embeddings, kernel)
 
 
 def _add_angle(cosines: Tensor, margin: float) -> Tensor:

@@ -1,0 +1,216 @@
+"""Heads for many identities: class centres shared out among ranks, and losses over a sample of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppfr.errors import MethodError
+from ppfr.heads.base import KERNEL_DEVIATION
+from ppfr.heads.registry import build_head
+from ppfr.ranks import Ranks
+
+# rows of a kernel drawn at once: the stream of normal numbers is the same in blocks of 16 values as in one piece
+_ROWS_DRAWN = 16
+
+
+class ShardedHead(nn.Module):
+    """Any head of `build_head`, its centres dealt out over ranks and, on wish, only a sample of them in each loss.
+
+    Rank r keeps the classes of `class_range`, one row each in `centres` (n, embedding_size), and sees the embeddings of
+    all ranks. The softmax is over the classes of all ranks: two small messages, the largest logit of each image and the
+    sum of exponentials (as ArcFace, Deng et al., CVPR 2019, section 2.2 "parallel acceleration"; TFace's DistFC). The
+    loss and the gradients are those of the whole head.
+
+    With `sample_rate` below 1 each rank takes part with the classes of the batch and a random choice of its others, in
+    all that share of its classes (An et al., "Killing Two Birds with One Stone: Efficient and Robust Training of Face
+    Recognition CNNs by Partial FC", CVPR 2022, section 3.3). Only these rows and their optimizer state move, in the
+    block of `stepping`.
+
+    The rows drawn from `generator` are those that the whole head would draw. Raises MethodError for a rate outside
+    (0, 1], for fewer classes than ranks, and as `build_head` does.
+    """
+
+    centres: nn.Parameter
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        embedding_size: int,
+        classes: int,
+        ranks: Ranks = Ranks(),
+        sample_rate: float = 1.0,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if not 0 < sample_rate <= 1:
+            raise MethodError(f"sample_rate is {sample_rate}; expected above 0, at most 1")
+        if classes < ranks.world:
+            raise MethodError(f"{classes} classes cannot be dealt out over {ranks.world} ranks; use fewer ranks")
+        self.embedding_size, self.classes, self.ranks, self.sample_rate = embedding_size, classes, ranks, sample_rate
+        self.first, self.last = class_range(classes, ranks)
+        # the formula alone: its one class is never used
+        self.formula = build_head(name, embedding_size=embedding_size, classes=1, **options)
+        biased = "bias" in self.formula._parameters
+        for own in list(self.formula._parameters):
+            delattr(self.formula, own)
+        self.centres = nn.Parameter(_draw_centres(embedding_size, classes, self.first, self.last, generator))
+        self.bias = nn.Parameter(torch.zeros(self.last - self.first)) if biased else None
+        self._rows: Tensor | None = None
+        self._sampled: dict[str, Tensor] = {}
+
+    def class_parameters(self) -> dict[str, nn.Parameter]:
+        """What has one row for each class of this rank, by name."""
+        return dict(self.named_parameters(recurse=False))
+
+    @property
+    def rows(self) -> Tensor | None:
+        """Positions in `centres` that the last loss was taken over, sorted; None for all."""
+        return self._rows
+
+    def forward(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Mean cross entropy over the images of all ranks, the same scalar on each; every rank must call.
+
+        `embeddings` (B, embedding_size) and `labels` int64 (B,) are this rank's, equally many on each. `generator`
+        draws the sample of classes; ranks should seed theirs differently. Raises ShapeError, and MethodError without a
+        generator for a sample.
+        """
+        self.formula.check(embeddings, labels)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = self.ranks.gather_with_gradient(embeddings.to(self.centres.dtype))
+            labels = self.ranks.gather(labels)
+            owned = (labels >= self.first) & (labels < self.last)
+            at = labels - self.first
+            own = self._take_part(at[owned], generator)
+            if self._rows is not None:
+                at = torch.searchsorted(self._rows, at)
+            # images of other ranks' people point anywhere; what they point at is masked
+            at = torch.where(owned, at, 0)[:, None]
+            logits = self._logits(embeddings, own, at, owned[:, None])
+            loss: Tensor = _CrossEntropy.apply(logits, at, owned[:, None], self.ranks)  # type: ignore[no-untyped-call]
+            return loss
+
+    def _logits(self, embeddings: Tensor, own: dict[str, Tensor], at: Tensor, owned: Tensor) -> Tensor:
+        formula = self.formula
+        scores = formula.scores(embeddings, own["centres"].T, own.get("bias"))
+        target = scores.gather(1, at)
+        everyones = self.ranks.sum_(torch.where(owned, target.detach(), 0))
+        formula.observe(everyones, embeddings)
+        negatives = formula.negatives(scores, everyones)
+        at_target = torch.where(owned, formula.positives(target, embeddings), negatives.gather(1, at))
+        return formula.scale * negatives.scatter(1, at, at_target)
+
+    def _take_part(self, positives: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """The classes that take part in this loss, with gradients: all of them, or a sample that holds `positives`."""
+        parameters: dict[str, Tensor] = dict(self.class_parameters())
+        if self.sample_rate == 1:
+            return parameters
+        if generator is None:
+            raise MethodError("a head with sample_rate below 1 needs a generator to draw its classes from")
+        self._rows = sample_rows(positives, self.last - self.first, self.sample_rate, generator)
+        self._sampled = {
+            name: parameter.detach()[self._rows].requires_grad_(parameter.requires_grad)
+            for name, parameter in parameters.items()
+        }
+        return self._sampled
+
+    @contextmanager
+    def stepping(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """A block in which `optimizer` sees as parameters, gradients and state the rows of the last loss alone.
+
+        Clip and step inside. Without sampling the block changes nothing. Adam's count of steps, for its bias
+        correction, is one for all rows.
+        """
+        if self._rows is None:
+            yield
+            return
+        whole: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
+        for name, parameter in self.class_parameters().items():
+            state = optimizer.state.get(parameter, {})
+            kept = {key: value for key, value in state.items() if _is_per_class(value, parameter)}
+            whole[name] = parameter.data, kept
+            state.update({key: value[self._rows] for key, value in kept.items()})
+            parameter.data, parameter.grad = parameter.data[self._rows], self._sampled[name].grad
+        try:
+            yield
+        finally:
+            for name, parameter in self.class_parameters().items():
+                values, kept = whole[name]
+                state = optimizer.state.get(parameter, {})
+                for key, moved in list(state.items()):
+                    if _is_per_class(moved, parameter):
+                        # the first step makes the state, for the sampled rows alone
+                        state[key] = kept[key] if key in kept else torch.zeros_like(values)
+                        state[key][self._rows] = moved
+                values[self._rows] = parameter.data
+                parameter.data, parameter.grad = values, None
+            self._sampled = {}
+
+    def extra_repr(self) -> str:
+        return f"classes {self.first}..{self.last - 1} of {self.classes}, sample_rate={self.sample_rate:g}"
+
+
+def class_range(classes: int, ranks: Ranks) -> tuple[int, int]:
+    """First class of a rank and the one behind its last: consecutive, and equally many but for one."""
+    return ranks.rank * classes // ranks.world, (ranks.rank + 1) * classes // ranks.world
+
+
+def sample_rows(positives: Tensor, count: int, rate: float, generator: torch.Generator) -> Tensor:
+    """Choose ceil(rate * count) of `count` classes, sorted, with all of `positives` among them.
+
+    More are chosen only where `positives` are more.
+    """
+    present = torch.unique(positives)
+    chance = torch.rand(count, generator=generator, device=generator.device).to(present.device)
+    chance[present] = 2.0
+    return chance.topk(max(math.ceil(rate * count), len(present))).indices.sort().values
+
+
+def _is_per_class(value: object, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def _draw_centres(size: int, classes: int, first: int, last: int, generator: torch.Generator | None) -> Tensor:
+    """Rows first..last-1 of the transposed (size, classes) kernel that a whole head draws, a few of its rows at a time.
+
+    So a rank needs memory for its own classes only.
+    """
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
+    centres = torch.empty(last - first, size)
+    start = 0
+    while start < size:
+        # the last piece must not be shorter than a block
+        stop = start + _ROWS_DRAWN if size - start >= 2 * _ROWS_DRAWN else size
+        drawn = torch.empty(stop - start, classes).normal_(0.0, KERNEL_DEVIATION, generator=generator)
+        centres[:, start:stop] = drawn[:, first:last].T
+        start = stop
+    return centres
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Mean cross entropy of logits (B, n) whose classes lie on several ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, at: Tensor, owned: Tensor, ranks: Ranks) -> Tensor:
+        top = ranks.max_(logits.amax(1, keepdim=True))
+        shares = (logits - top).exp_()
+        target = torch.where(owned, logits.gather(1, at) - top, 0)
+        sums = ranks.sum_(torch.cat([shares.sum(1, keepdim=True), target], 1))
+        total, target = sums[:, :1], sums[:, 1:]
+        ctx.save_for_backward(shares.div_(total), at, owned)
+        loss: Tensor = (total.log() - target).mean()
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        shares, at, owned = ctx.saved_tensors
+        weight = gradients[0] / len(shares)
+        return (shares * weight).scatter_add_(1, at, torch.where(owned, -weight, 0).to(shares.dtype)), None, None, None
