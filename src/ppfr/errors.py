@@ -33,3 +33,7 @@ class DataError(PpfrError, ValueError):
 
 class AttackError(PpfrError, ValueError):
     """An attack used outside its threat model, or on a target that it does not apply to."""
+
+
+class GalleryError(PpfrError, ValueError):
+    """A gallery, its keys or its index used in a way that would lose, mix up or expose templates."""

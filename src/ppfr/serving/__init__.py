@@ -1,0 +1,1 @@
+"""Protect on the client, recognise on the server: gallery, search, HTTP server and client."""
