@@ -47,7 +47,7 @@ def decode_image(data: bytes, size: int | None = FACE_SIZE) -> Images:
     image = _decode_jpeg(data)
     if image is None:
         image = _decode_any(data)
-    return image if size is None else _fit(image, size)
+    return image if size is None else fit_crop(image, size)
 
 
 def decode_into(data: bytes, image: Images) -> None:
@@ -120,7 +120,8 @@ def _is_cut_short(data: bytes) -> bool:
     return False
 
 
-def _fit(image: Images, size: int) -> Images:
+def fit_crop(image: Images, size: int) -> Images:
+    """A crop (H, H, 3) at another size, averaged down or bilinear up; raises DataError for one that is not square."""
     height, width = image.shape[:2]
     if height != width:
         raise DataError(f"{width} x {height} is not square, so not an aligned crop; align it to {size} x {size} first")
