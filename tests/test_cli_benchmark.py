@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 import ppfr
+from benchmarksets import write_carray, write_ijb, write_rfw
 from ppfr.cli import main
+from ppfr.data.pairs import load_bin
 from ppfr.data.sources import open_faces
+from ppfr.data.suites import find_suites
 
 
 def ppfr_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -79,6 +84,53 @@ def test_json_and_files(
     page, markdown = (out / "benchmark.html").read_text(), (out / "benchmark.md").read_text()
     for text in (page, markdown):
         assert "DuetFace" in text and "SIMULATED" in text and "not comparable" in text and "CALFW was not" in text
+
+
+def test_templates_and_groups(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ijb(tmp_path / "IJBB")
+    write_ijb(tmp_path / "IJBC", "ijbc", searches=False)
+    write_rfw(tmp_path / "RFW", aligned=False)
+    command = ("benchmark", run, "--data", tmp_path, "--no-flip", "--out", tmp_path / "out")
+    assert ppfr_command(monkeypatch, *command, "--json") == 0
+    plain = json.loads(capsys.readouterr().out)["suites"]
+    assert list(plain) == ["rfw", "ijbb", "ijbc"]
+    assert set(plain["rfw"]["rates"]) == {"African", "Indian", "mean", "deviation"}
+    assert "no list of Asian, Caucasian." in plain["rfw"]["remarks"]
+    verified = plain["ijbb"]["figures"]["verification"]
+    assert verified["genuine"] == 6 and plain["ijbb"]["rates"]["IJB-B"] == verified["tpr"]["0.0001"]
+    search = plain["ijbb"]["figures"]["search"]
+    assert {name: (one["mated"], one["nonmated"]) for name, one in search.items()} == {"S1": (3, 3), "S2": (3, 3)}
+    mean = (search["S1"]["rank"]["1"] + search["S2"]["rank"]["1"]) / 2
+    assert plain["ijbb"]["rates"]["Rank-1"] == pytest.approx(mean)
+    assert any("no 1:N" in remark for remark in plain["ijbc"]["remarks"])
+    assert any("do not resolve FPR 1e-06" in remark for remark in plain["ijbb"]["remarks"])
+    assert {"visible.csv", "ijb.csv", "rfw.csv"} <= {file.name for file in (tmp_path / "out" / "tables").iterdir()}
+    assert ppfr_command(monkeypatch, *command, "--suite", "ijbb", "--keep-norms", "--detector-scores", "--json") == 0
+    weighed = json.loads(capsys.readouterr().out)["suites"]["ijbb"]
+    assert weighed["figures"]["verification"]["auc"] != verified["auc"]
+    assert "images weigh by length and detector." in weighed["remarks"]
+    assert ppfr_command(monkeypatch, *command) == 0
+    assert "TPIR" in capsys.readouterr().out
+
+
+def test_arrays_of_face_evolve_give_the_same_as_bin_files(
+    run: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("blosc", reason="arrays of bcolz need the extra 'bcolz'")
+    faces = load_bin(sets / "bins" / "lfw.bin")
+    images = faces.images[np.stack([faces.pairs.first, faces.pairs.second], axis=1).ravel()]
+    write_carray(tmp_path, "lfw", images, faces.pairs.same.tolist())
+    rates = []
+    for folder in (sets, tmp_path):
+        capsys.readouterr()
+        assert ppfr_command(monkeypatch, "benchmark", run, "--data", folder, "--suite", "lfw", "--json") == 0
+        rates.append(json.loads(capsys.readouterr().out)["suites"]["lfw"]["figures"])
+    assert rates[0] == rates[1]
+    # where both are, the file counts
+    shutil.copy(sets / "bins" / "lfw.bin", tmp_path)
+    assert find_suites(tmp_path, ["lfw"]).paths["lfw"] == tmp_path / "lfw.bin"
 
 
 def test_a_public_recogniser_is_printed_beside_the_published(

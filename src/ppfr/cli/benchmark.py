@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +42,8 @@ def benchmark(
         Path,
         typer.Option(
             help="Folder of the benchmarks under their usual names: lfw.bin, cfp_fp.bin, agedb_30.bin, calfw.bin, "
-            "cplfw.bin; LAMP-HQ, NIR-VISv2, Tufts with their lists in Protocol/. They may lie one folder deeper."
+            "cplfw.bin, or folders lfw ... by bcolz with lfw_list.npy; RFW; IJBB and IJBC as InsightFace lays them "
+            "out; LAMP-HQ, NIR-VISv2, Tufts with their lists in Protocol/. They may lie one folder deeper."
         ),
     ],
     suite: Annotated[
@@ -57,6 +58,13 @@ def benchmark(
         bool,
         typer.Option(help="Add the mirrored image's embedding, the field's custom: two payloads a face."),
     ] = True,
+    keep_norms: Annotated[
+        bool, typer.Option("--keep-norms", help="IJB: images of a template weigh as much as their embeddings are long.")
+    ] = False,
+    detector_scores: Annotated[
+        bool,
+        typer.Option("--detector-scores", help="IJB: images of a template weigh as much as the detector was sure."),
+    ] = False,
     preprocessing: Annotated[
         str | None,
         typer.Option(help="How a public recogniser wants its pixels, for example size=112x96,mean=127.5,std=128."),
@@ -70,9 +78,10 @@ def benchmark(
 ) -> None:
     """Measure the benchmarks that papers report, beside the published figures.
 
-    LFW and its kin give the 10-fold accuracy, heterogeneous protocols Rank-1 and VR at FAR over their folds. What is
-    missing in --data is named and left out; a benchmark that cannot be measured is named, the others are measured, and
-    the exit status is 1. With --out the files are written anew after each benchmark.
+    LFW and its kin give the 10-fold accuracy, RFW that of four groups, IJB the TPR at FPR 1e-4 (and from 1e-6 to 0.1,
+    and 1:N), heterogeneous protocols Rank-1 and VR at FAR over their folds. What is missing in --data is named and left
+    out; a benchmark that cannot be measured is named, the others are measured, and the exit status is 1. With --out the
+    files are written anew after each benchmark.
     """
     wanted = suite_names(suite)
     found = find_suites(data, wanted)
@@ -86,9 +95,7 @@ def benchmark(
         preprocessing=preprocessing,
         settings=settings,
         device=device,
-        flip=flip,
-        seed=seed,
-        strict=strict,
+        how=Settings(flip=flip, seed=seed, strict=strict, keep_norms=keep_norms, detector_scores=detector_scores),
     )
     about = {"run": str(run), "data": str(data), "flip": flip, "seed": seed, "set": list(settings or [])}
     results: dict[str, SuiteResult] = {}
@@ -123,9 +130,7 @@ class _Bench:
     preprocessing: str | None
     settings: Sequence[str] | None
     device: str
-    flip: bool
-    seed: int
-    strict: bool
+    how: Settings
     model: Model | None = None
 
     def measure(self, name: str, path: Path) -> SuiteResult:
@@ -136,22 +141,16 @@ class _Bench:
                 open_heterogeneous(f"{name}:{path}"),
                 preprocessing=self.preprocessing,
                 settings=self.settings,
-                flip=self.flip,
-                seed=self.seed,
-                strict=self.strict,
+                flip=self.how.flip,
+                seed=self.how.seed,
+                strict=self.how.strict,
                 device=self.device,
             )
             return protocol_result(name, path, figures, left_out)
         if self.model is None:
             self.model = load_model(self.run, self.preprocessing, self.device, self.settings)
         with progress_callback(f"{SUITES[name].title}: embedding") as progress:
-            how = Settings(
-                size=model_input_size(self.model),
-                flip=self.flip,
-                seed=self.seed,
-                strict=self.strict,
-                progress=progress,
-            )
+            how = replace(self.how, size=model_input_size(self.model), progress=progress)
             return evaluate_suite(self.model, name, path, how)
 
     def names(self) -> tuple[str, str]:

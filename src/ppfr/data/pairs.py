@@ -188,7 +188,7 @@ def read_pairs(path: Source, *, size: int = FACE_SIZE, strict: bool = False) -> 
         rows.append((_number(position, row["path_a"]), _number(position, row["path_b"])))
         same.append(_TRUTH[row["same"].lower()])
     images = read_images([path.parent / name for name in position], size)
-    return _paired(path, rows, same, list(position), images, size=size, strict=strict)
+    return pair_up(path, rows, same, list(position), images, size=size, strict=strict)
 
 
 def _number(position: dict[str, int], name: str) -> int:
@@ -211,10 +211,10 @@ def load_bin(path: Source, *, size: int = FACE_SIZE, strict: bool = False) -> Pa
             images.append(error)
     rows = [(2 * pair, 2 * pair + 1) for pair in range(len(same))]
     names = [f"image {number}" for number in range(len(encoded))]
-    return _paired(path, rows, same, names, images, size=size, strict=strict)
+    return pair_up(path, rows, same, names, images, size=size, strict=strict)
 
 
-def _paired(
+def pair_up(
     path: Path,
     rows: Sequence[tuple[int, int]],
     same: Sequence[bool],
@@ -224,7 +224,11 @@ def _paired(
     size: int,
     strict: bool,
 ) -> PairedImages:
-    """Keep the pairs whose two images are good, renumber the images, account for the rest."""
+    """Keep the pairs whose two images are good, renumber the images, account for the rest.
+
+    `rows` and `same` are the pairs of the list at `path`, by position in `names` and `images`. Raises DataError when no
+    pair is left, and with `strict` for anything left out.
+    """
     skipped = [
         Skipped(name, str(image)) for name, image in zip(names, images, strict=True) if isinstance(image, DataError)
     ]

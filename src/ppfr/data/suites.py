@@ -8,8 +8,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from ppfr.data.carray import is_carray
 from ppfr.data.faceset import Skipped
 from ppfr.data.heterogeneous import LIST_FOLDERS
+from ppfr.data.ijb import is_ijb
+from ppfr.data.rfw import is_rfw
 from ppfr.errors import DataError
 
 
@@ -17,6 +20,8 @@ class Kind(StrEnum):
     """How a benchmark is measured."""
 
     PAIRS = "pairs"
+    RFW = "rfw"
+    IJB = "ijb"
     PROTOCOL = "protocol"
 
 
@@ -45,6 +50,10 @@ SUITES: dict[str, Suite] = {
         Suite("agedb_30", "AgeDB-30", Kind.PAIRS, ("agedb_30", "agedb"), "AgeDB", 6000),
         Suite("cplfw", "CPLFW", Kind.PAIRS, ("cplfw",), "CPLFW", 6000),
         Suite("calfw", "CALFW", Kind.PAIRS, ("calfw",), "CALFW", 6000),
+        Suite("rfw", "RFW", Kind.RFW, ("rfw",), pairs=24_000),
+        # Whitelam et al. 2017; Maze et al. 2018
+        Suite("ijbb", "IJB-B", Kind.IJB, ("ijbb",), "IJB-B", 8_010_270),
+        Suite("ijbc", "IJB-C", Kind.IJB, ("ijbc",), "IJB-C", 15_658_489),
         Suite("lamp-hq", "LAMP-HQ", Kind.PROTOCOL, ("lamp_hq", "lamphq")),
         Suite(
             "casia-nir-vis",
@@ -94,7 +103,11 @@ def find_suites(root: Path, names: Sequence[str]) -> FoundSuites:
         if not found:
             missing.append(Skipped(name, f"not in {root}; expected {_expected(suite)}"))
             continue
-        nearest = [place for place in found if len(place.parts) == len(found[0].parts)]
+        # files before folders: a .bin holds the encoded images, an array of bcolz was made from it
+        found.sort(key=lambda place: (place.is_dir(), len(place.parts)))
+        nearest = [
+            place for place in found if (place.is_dir(), len(place.parts)) == (found[0].is_dir(), len(found[0].parts))
+        ]
         if len(nearest) > 1:
             raise DataError(f"{suite.title} lies in {nearest[0]} and in {nearest[1]}; expected one of them in {root}")
         paths[name] = found[0]
@@ -113,7 +126,17 @@ def _plain(name: str) -> str:
 
 
 def _is_pairs(suite: Suite, place: Path) -> bool:
-    return place.suffix.lower() == ".bin" and _plain(place.stem) in suite.names and place.is_file()
+    if place.suffix.lower() == ".bin":
+        return _plain(place.stem) in suite.names and place.is_file()
+    return _plain(place.name) in suite.names and is_carray(place)
+
+
+def _is_rfw(suite: Suite, place: Path) -> bool:
+    return is_rfw(place)
+
+
+def _is_ijb(suite: Suite, place: Path) -> bool:
+    return is_ijb(place, suite.names[0])
 
 
 def _is_protocol(suite: Suite, place: Path) -> bool:
@@ -122,12 +145,19 @@ def _is_protocol(suite: Suite, place: Path) -> bool:
     )
 
 
-_FITS: dict[Kind, Callable[[Suite, Path], bool]] = {Kind.PAIRS: _is_pairs, Kind.PROTOCOL: _is_protocol}
+_FITS: dict[Kind, Callable[[Suite, Path], bool]] = {
+    Kind.PAIRS: _is_pairs,
+    Kind.RFW: _is_rfw,
+    Kind.IJB: _is_ijb,
+    Kind.PROTOCOL: _is_protocol,
+}
 
 
 def _expected(suite: Suite) -> str:
     name = suite.names[0]
     return {
-        Kind.PAIRS: f"{name}.bin",
+        Kind.PAIRS: f"{name}.bin, or a folder {name} by bcolz with {name}_list.npy",
+        Kind.RFW: "a folder with txts/African/African_pairs.txt or another group's",
+        Kind.IJB: f"a folder with meta/{name}_face_tid_mid.txt",
         Kind.PROTOCOL: f"a folder {' or '.join(suite.names)} with Protocol/ in it",
     }[suite.kind]

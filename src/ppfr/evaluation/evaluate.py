@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ppfr.data.carray import is_carray, load_carray
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import FACE_SIZE, Images, Source, to_tensor
 from ppfr.data.pairs import PairedImages, draw_pairs, is_pair_list, open_pairs
@@ -90,12 +91,14 @@ def _embedder(model: Model, flip: bool, seed: int) -> tuple[Callable[[Tensor], T
 def open_evaluation(
     source: Source, *, size: int = FACE_SIZE, strict: bool = False, seed: int = 0
 ) -> FaceSet | PairedImages:
-    """Open what `evaluate_pairs` takes: a `.bin` file or a pair list as its pairs, else a labelled set.
+    """Open what `evaluate_pairs` takes: pairs of a `.bin` file, a list or an array by bcolz, else a labelled set.
 
     Of a source that holds a training and a test set (see `ppfr.data.sources.open_splits`) the test set.
     Raises DataError.
     """
     path = Path(source)
+    if is_carray(path):
+        return load_carray(path, size=size)
     suffix = path.suffix.lower()
     if suffix == ".bin" or (suffix == ".csv" and path.is_file() and is_pair_list(path)):
         return open_pairs(path, size=size, strict=strict)

@@ -7,12 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ppfr.data.carray import is_carray, load_carray
 from ppfr.data.faceset import Skipped
+from ppfr.data.ijb import open_ijb, read_ijb
 from ppfr.data.images import FACE_SIZE
 from ppfr.data.pairs import open_pairs
+from ppfr.data.rfw import GROUPS, open_rfw, rfw_groups
 from ppfr.data.suites import SUITES, Kind, Suite
-from ppfr.evaluation.evaluate import Model, Progress, evaluate_pairs
+from ppfr.evaluation.evaluate import Model, Progress, embed_faces, evaluate_pairs
 from ppfr.evaluation.heterogeneous import HeterogeneousFigures
+from ppfr.evaluation.ijb import FPIRS, RANKS, search_templates, template_features, verify_templates
+from ppfr.evaluation.verification import Verification
+
+PUBLISHED_FPR = 1e-4
+"""The FPR at which papers give the TPR on IJB-B and IJB-C."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +58,18 @@ class SuiteResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a model is measured: crops of `size`, the flip test, draws and resampling by `seed`."""
+    """How a model is measured: crops of `size`, the flip test, draws and resampling by `seed`.
+
+    In IJB's templates images count alike, or with `keep_norms` and `detector_scores` as much as their embeddings are
+    long and the detector was sure.
+    """
 
     size: int = FACE_SIZE
     flip: bool = True
     seed: int = 0
     strict: bool = False
+    keep_norms: bool = False
+    detector_scores: bool = False
     progress: Progress | None = None
 
 
@@ -89,7 +105,10 @@ def protocol_result(
 
 
 def _pairs(model: Model, suite: Suite, path: Path, settings: Settings) -> SuiteResult:
-    faces = open_pairs(path, size=settings.size, strict=settings.strict)
+    if is_carray(path):
+        faces = load_carray(path, size=settings.size)
+    else:
+        faces = open_pairs(path, size=settings.size, strict=settings.strict)
     figures = evaluate_pairs(model, faces, flip=settings.flip, seed=settings.seed, progress=settings.progress)
     return SuiteResult(
         suite=suite,
@@ -101,6 +120,79 @@ def _pairs(model: Model, suite: Suite, path: Path, settings: Settings) -> SuiteR
     )
 
 
+def _rfw(model: Model, suite: Suite, path: Path, settings: Settings) -> SuiteResult:
+    """The 10-fold accuracy of each group whose list is there, their mean, and how far they lie apart."""
+    figures: dict[str, Verification] = {}
+    skipped: list[Skipped] = []
+    for group in rfw_groups(path):
+        faces = open_rfw(path, group, size=settings.size, strict=settings.strict)
+        figures[group] = evaluate_pairs(
+            model, faces, flip=settings.flip, seed=settings.seed, progress=settings.progress
+        )
+        skipped += faces.pairs.skipped
+    rates = {group: found.accuracy for group, found in figures.items()}
+    accuracies = list(rates.values())
+    missing = [group for group in GROUPS if group not in figures]
+    return SuiteResult(
+        suite=suite,
+        path=path,
+        rates=rates | {"mean": float(np.mean(accuracies)), "deviation": float(np.std(accuracies))},
+        figures={group: found.to_dict() for group, found in figures.items()},
+        remarks=(
+            *_part_of(suite.pairs, sum(found.pairs for found in figures.values()), "pairs"),
+            *([f"no list of {', '.join(missing)}."] if missing else []),
+        ),
+        skipped=tuple(skipped),
+    )
+
+
+def _ijb(model: Model, suite: Suite, path: Path, settings: Settings) -> SuiteResult:
+    lists = read_ijb(path, suite.names[0])
+    test = open_ijb(lists, size=settings.size, strict=settings.strict)
+    templates = template_features(
+        embed_faces(model, test.faces, flip=settings.flip, seed=settings.seed, progress=settings.progress),
+        lists.templates[test.rows],
+        lists.medias[test.rows],
+        keep_norms=settings.keep_norms,
+        weights=lists.scores[test.rows] if settings.detector_scores else None,
+    )
+    pairs = test.pairs
+    verified = verify_templates(templates, lists.first[pairs], lists.second[pairs], lists.same[pairs])
+    found = {
+        name: search_templates(templates, *test.probes, *gallery)
+        for name, gallery in test.galleries.items()
+        if test.probes is not None
+    }
+    rates = {suite.column: verified.tpr[PUBLISHED_FPR]}
+    rates |= {f"TPR@FPR={fpr:g}": rate for fpr, rate in verified.tpr.items()}
+    rates |= {f"Rank-{k}": float(np.mean([one.rank[k] for one in found.values()])) for k in (RANKS if found else ())}
+    for fpir in FPIRS:
+        if known := [rate for one in found.values() if (rate := one.tpir[fpir]) is not None]:
+            rates[f"TPIR@FPIR={fpir:g}"] = float(np.mean(known))
+    weighing = [name for name, on in (("length", settings.keep_norms), ("detector", settings.detector_scores)) if on]
+    remarks = [f"images weigh by {' and '.join(weighing)}."] if weighing else []
+    if verified.unresolved:
+        fprs = ", ".join(f"{fpr:g}" for fpr in verified.unresolved)
+        remarks.append(f"{verified.impostor:,} impostor pairs do not resolve FPR {fprs}.")
+    if not found:
+        remarks.append("no 1:N: the galleries' and probes' lists are not there.")
+    return SuiteResult(
+        suite=suite,
+        path=path,
+        rates=rates,
+        figures={
+            "images": len(test.faces),
+            "templates": len(templates),
+            "keep_norms": settings.keep_norms,
+            "detector_scores": settings.detector_scores,
+            "verification": verified.to_dict(),
+            "search": {name: one.to_dict() for name, one in found.items()},
+        },
+        remarks=(*_part_of(suite.pairs, verified.pairs, "pairs"), *remarks),
+        skipped=tuple(test.left_out),
+    )
+
+
 def _part_of(whole: int | None, counted: int, what: str) -> tuple[str, ...]:
     """A remark where a set has another size than the published one."""
     if whole is None or counted == whole:
@@ -108,4 +200,8 @@ def _part_of(whole: int | None, counted: int, what: str) -> tuple[str, ...]:
     return (f"{counted:,} {what}, not the {whole:,} of the published set: not comparable with published figures.",)
 
 
-_EVALUATE: dict[Kind, Callable[[Model, Suite, Path, Settings], SuiteResult]] = {Kind.PAIRS: _pairs}
+_EVALUATE: dict[Kind, Callable[[Model, Suite, Path, Settings], SuiteResult]] = {
+    Kind.PAIRS: _pairs,
+    Kind.RFW: _rfw,
+    Kind.IJB: _ijb,
+}

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ppfr.data.faceset import Skipped
-from ppfr.data.suites import SUITES
+from ppfr.data.suites import SUITES, Kind
 from ppfr.evaluation.suites import SuiteResult
 from ppfr.files import atomic_write
 from ppfr.reports.published import published_tables
@@ -55,6 +55,10 @@ class BenchmarkReport:
                     tables[published["protocol"]] = self._protocol(published)
             elif any(result.suite.column in published["columns"] for result in self.results.values()):
                 tables["visible"] = self._visible(published)
+        if "rfw" in self.results:
+            tables["rfw"] = self._groups(self.results["rfw"])
+        if templates := [result for result in self.results.values() if result.suite.kind is Kind.IJB]:
+            tables["ijb"] = self._templates(templates)
         return tables
 
     def remarks(self) -> Iterator[str]:
@@ -83,6 +87,22 @@ class BenchmarkReport:
             (ours, *_published_rows(published, published["columns"])),
             (published["note"], f"Published: {published['training']}.", _OURS, *notes),
         )
+
+    def _groups(self, result: SuiteResult) -> Table:
+        columns = tuple(Column(name, 2) for name in result.rates)
+        row = Row(self.title, tuple(Quantity(_percent(rate)) for rate in result.rates.values()))
+        about = "Accuracy over 10 folds in %; the deviation is over the groups: how far they lie apart."
+        return Table("RFW: four groups of people", columns, (row,), (about, *result.remarks))
+
+    def _templates(self, results: Sequence[SuiteResult]) -> Table:
+        names = list(dict.fromkeys(name for result in results for name in result.rates if name != result.suite.column))
+        rows = [
+            Row(f"{self.title} on {result.suite.title}", tuple(Quantity(_percent(result.rates.get(n))) for n in names))
+            for result in results
+        ]
+        about = "1:1 over all template pairs; 1:N with mixed probes, the mean over both galleries; in %."
+        notes = [f"{result.suite.title}: {remark}" for result in results for remark in result.remarks]
+        return Table("Templates", tuple(Column(name, 2) for name in names), tuple(rows), (about, *notes))
 
     def _protocol(self, published: Mapping[str, Any]) -> Table:
         result = self.results[published["protocol"]]
