@@ -23,8 +23,11 @@ from ppfr.networks import Recogniser
 Progress = Callable[[int, int], None]
 """Called with how much is done, and how much there is."""
 
-# images that go through a client at once
-_BATCH = 32
+# images that go through a client at once: so many, or as many as their payloads leave room for
+_BATCH, _BYTES = 32, 1 << 26
+
+# streams of random numbers from here on are draws of a client
+_FIRST_DRAW = 1 << 16
 
 _Learned = TypeVar("_Learned")
 # the last thing learned of each target, what it was learned from, and the value itself
@@ -43,8 +46,8 @@ class Budget:
     effort: float
 
     def steps(self, usual: int) -> int:
-        """How many steps to take where `fast` takes `usual`; at least one."""
-        return max(1, round(usual * self.effort))
+        """How many steps to take where `fast` takes `usual`; at least one, unless that is none."""
+        return max(1, round(usual * self.effort)) if usual else 0
 
 
 BUDGETS = {
@@ -131,6 +134,12 @@ def spread(count: int, wanted: int) -> list[int]:
     return [int(index) for index in np.unique(np.linspace(0, count - 1, min(count, wanted)).round())]
 
 
+def portions(count: int, schema: PayloadSchema, most: int = _BATCH) -> list[range]:
+    """`count` rows in order, few enough at once that payloads and what is made of them stay far below a gigabyte."""
+    size = min(most, max(1, _BYTES // max(1, schema.nbytes)))
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
 def template_schema(target: Method) -> PayloadSchema:
     """The schema of what a server of this method stores of a face: its embedding, as `template`."""
     return PayloadSchema(target.info.name, {"template": TensorSpec((target.embedding_size,), "stored embedding")})
@@ -140,10 +149,7 @@ def template_schema(target: Method) -> PayloadSchema:
 def stored_templates(target: Method, payload: Payload) -> Payload:
     """What the server keeps of payloads it enrols, for attacks that see templates."""
     with evaluating(target):
-        parts = [
-            target.embed(payload.select(range(first, min(first + _BATCH, len(payload))))).float()
-            for first in range(0, len(payload), _BATCH)
-        ]
+        parts = [target.embed(payload.select(rows)).float() for rows in portions(len(payload), target.schema)]
     return Payload(template_schema(target), {"template": torch.cat(parts)})
 
 
@@ -151,7 +157,7 @@ def stored_templates(target: Method, payload: Payload) -> Payload:
 def observe(target: Method, images: Tensor, sees: Sees, views: int, generator: torch.Generator) -> list[Payload]:
     """What reaches an attacker of images (B,3,H,W) in [-1,1]: `views` payloads of each, or of each its template."""
     with evaluating(target):
-        parts = torch.split(images, _BATCH)
+        parts = [images[rows.start : rows.stop] for rows in portions(len(images), target.schema)]
         seen = [Payload.concatenate(target.protect(part, generator) for part in parts) for _ in range(views)]
         return [stored_templates(target, one) for one in seen] if sees is Sees.TEMPLATES else seen
 
@@ -225,6 +231,21 @@ class Attacker:
         """
         self._require_knowledge(client_knowledge(self.target))
         return self._method.hypotheses()
+
+    def client(self, draw: int) -> Callable[[Tensor], dict[str, Tensor]]:
+        """The client with its random draws fixed, the same for every image; each `draw` is another choice of them.
+
+        It maps images (B,3,H,W) in [-1,1] to the payload's tensors, with gradients where there are any. Raises
+        AttackError as `hypotheses` does.
+        """
+        self._require_knowledge(client_knowledge(self.target))
+
+        def apply(images: Tensor) -> dict[str, Tensor]:
+            streams = (self.generator(_FIRST_DRAW + draw, images.device) for _ in images)
+            rows = [self._method._protect(image[None], own) for image, own in zip(images, streams, strict=True)]
+            return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+        return apply
 
     def query(self, images: Tensor, generator: torch.Generator) -> Payload:
         """What the attacker would see of images (B,3,H,W) in [-1,1] that it sends through the client itself.

@@ -1,0 +1,177 @@
+"""What learning attacks learn from: planes of any payload, kinds of clients, and the linear estimate of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.attacks.conftest import SIZE, smooth_images
+from torch import Tensor
+
+from ppfr.attacks import front as front_module
+from ppfr.attacks.attacker import Attacker, PublicFaces, portions
+from ppfr.attacks.front import Front, learn_front
+from ppfr.attacks.planes import MOST_PLANES, PayloadPlanes
+from ppfr.attacks.threat import Has, ThreatModel
+from ppfr.attacks.wiener import WienerFilter
+from ppfr.methods import Method, Payload, PayloadSchema, TensorSpec
+
+Toy = Callable[..., Method]
+
+
+def attacker(target: Method, faces: Tensor, seed: int = 0) -> Attacker:
+    threat = ThreatModel(has=frozenset({Has.FACES, Has.QUERIES}))
+    return Attacker(target, threat, faces=PublicFaces(faces), seed=seed)
+
+
+def blurred(images: Tensor) -> Tensor:
+    """Each channel mixed with its neighbours around a torus, and colours with each other."""
+    return images + 0.4 * images.roll(1, 3) + 0.3 * images.roll(1, 2) + 0.2 * images.flip(1)
+
+
+def wave(frequency: int) -> Callable[[Tensor], dict[str, Tensor]]:
+    """A client that shows edges of one direction the more, and turns signs."""
+    return lambda images: {
+        "channels": torch.cat([images * (frequency + 1), (-1) ** frequency * (images - images.roll(1, 3))], 1)
+    }
+
+
+# --- portions -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("length", "size"), [(1, 32), (1 << 20, 16), (1 << 24, 1), (1 << 28, 1)])
+def test_portions_hold_every_row_once_and_few_bytes(length: int, size: int) -> None:
+    schema = PayloadSchema("toy", {"numbers": TensorSpec((length,), "numbers")})
+    found = portions(40, schema)
+    assert [row for part in found for row in part] == list(range(40))
+    assert max(map(len, found)) == size
+    assert max(map(len, portions(40, schema, most=5))) == min(size, 5)
+
+
+# --- planes -------------------------------------------------------------------------------------------------------
+def payload_of(**tensors: Tensor) -> Payload:
+    specs = {name: TensorSpec(tuple(value.shape[1:]), name, value.dtype) for name, value in tensors.items()}
+    return Payload(PayloadSchema("toy", specs), tensors)
+
+
+def test_maps_become_planes_of_unit_variance_and_vectors_numbers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    payload = payload_of(
+        map=7 + 3 * torch.randn(16, 2, 12, 10, generator=generator),
+        grey=torch.randint(0, 255, (16, *SIZE), generator=generator, dtype=torch.uint8),
+        dead=torch.ones(16, 1, *SIZE),
+        code=torch.randn(16, 5, generator=generator) - 4,
+    )
+    planes = PayloadPlanes(payload, SIZE)
+    found, numbers = planes.planes(payload), planes.numbers(payload)
+    # one channel more for each tensor of maps
+    assert found.shape == (16, (2 + 1) + (1 + 1) + (1 + 1), *SIZE) == (16, planes.channels, *SIZE)
+    assert numbers.shape == (16, 5) == (16, planes.length)
+    assert torch.allclose(found[:, 3].std(), torch.tensor(1.0), atol=0.01)
+    assert float(found[:, 5].abs().max()) == 0
+    assert torch.allclose(numbers.std(0, correction=0), torch.ones(5), atol=1e-4)
+
+
+def test_many_channels_are_reduced_to_their_components_without_loss_where_they_are_mixtures() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sources = torch.randn(8, 10, *SIZE, generator=generator)
+    mixture = torch.randn(150, 10, generator=generator)
+    payload = payload_of(many=torch.einsum("mc,bchw->bmhw", mixture, sources))
+    planes = PayloadPlanes(payload, SIZE)
+    assert planes.channels == MOST_PLANES + 1
+    found = planes.planes(payload)[:, :10].flatten(2).transpose(0, 1).flatten(1)
+    wanted = sources.flatten(2).transpose(0, 1).flatten(1)
+    mapped = wanted @ torch.linalg.pinv(found) @ found
+    assert float((mapped - wanted).square().mean()) < 1e-3
+
+
+# --- the linear estimate ------------------------------------------------------------------------------------------
+def test_the_filter_inverts_what_treats_all_places_alike() -> None:
+    images = smooth_images(60, 1)
+    kinds = torch.zeros(60, dtype=torch.long)
+    filtered = WienerFilter(blurred(images[:50]).half(), kinds[:50], 1, images[:50])
+    found = filtered(filtered.normalised(blurred(images[50:]), kinds[50:]), kinds[50:])
+    assert float((found - images[50:]).square().mean()) < 0.01 * float(images[50:].square().mean())
+
+
+def test_each_kind_has_a_filter_and_an_unseen_one_gives_the_mean_face() -> None:
+    images = smooth_images(60, 1)
+    kinds = torch.arange(60) % 2
+    seen = torch.where((kinds == 0)[:, None, None, None], blurred(images), -images.flip(1))
+    filtered = WienerFilter(seen, kinds, 3, images)
+    assert float((filtered(filtered.normalised(seen, kinds), kinds) - images).square().mean()) < 0.01
+    unknown = torch.full((60,), 2)
+    found = filtered(filtered.normalised(seen, unknown), unknown)
+    assert torch.allclose(found, images.mean(0).expand_as(found), atol=1e-6)
+
+
+# --- all of it ----------------------------------------------------------------------------------------------------
+def test_kinds_are_those_that_the_client_drew(toy: Toy, faces: Tensor) -> None:
+    target = toy(*map(wave, range(3)))
+    front = learn_front(attacker(target, faces))
+    assert "3 kinds of payload" in str(front)
+    probes = smooth_images(24, 7)
+    payload = target.protect(probes, torch.Generator().manual_seed(2))
+    views = front(payload)
+    assert views.image.shape == probes.shape
+    assert float((views.image - probes).square().mean()) < 0.05 * float(probes.square().mean())
+
+
+@pytest.mark.parametrize("client", ["the same", "always new"])
+def test_a_client_without_draws_or_with_too_many_has_one_kind(
+    toy: Toy, faces: Tensor, client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = toy(lambda images: {"channels": blurred(images)})
+    if client == "always new":
+
+        def noisy(images: Tensor, generator: torch.Generator) -> dict[str, Any]:
+            return {"channels": blurred(images) + 0.1 * torch.randn(images.shape, generator=generator)}
+
+        monkeypatch.setattr(target, "_protect", noisy)
+    assert "1 kinds of payload" in str(learn_front(attacker(target, faces)))
+
+
+def test_lessons_are_of_the_examples_they_name(toy: Toy, faces: Tensor) -> None:
+    target = toy(lambda images: {"channels": blurred(images)})
+    front = learn_front(attacker(target, faces))
+    # three times round: what was looked at first, then new looks
+    lessons = list(front.lessons(12, 8, torch.Generator().manual_seed(0)))
+    assert [len(rows) for _, rows in lessons] == [8] * 12
+    for views, rows in lessons:
+        assert float((views.image - faces[rows]).square().mean()) < 0.05
+    assert {int(row) for _, rows in lessons for row in rows}.isdisjoint(front.held_out)
+
+
+def test_planes_that_are_held_take_bounded_memory(toy: Toy, faces: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = toy(lambda images: {"channels": blurred(images)})
+    each = 2 * 4 * SIZE[0] * SIZE[1]
+    monkeypatch.setattr(front_module, "_BYTES", 10 * each)
+    found = Front(front_module.Examples(attacker(target, faces)), attacker(target, faces))
+    assert found._held.planes.nbytes == 10 * each
+    assert len(set(found._held.rows.tolist())) == 10
+
+
+def test_what_one_attack_learned_serves_the_next_until_the_target_changes(toy: Toy, faces: Tensor) -> None:
+    target = toy(lambda images: {"channels": blurred(images)})
+    target.server = torch.nn.Linear(2, 2)
+    public = PublicFaces(faces)
+    threat = ThreatModel(has=frozenset({Has.FACES, Has.QUERIES}))
+    one, two = (Attacker(target, threat, faces=public) for _ in range(2))
+    first = learn_front(one)
+    assert learn_front(two) is first
+    assert learn_front(Attacker(target, threat, faces=public, seed=1)) is not first
+    second = learn_front(one)
+    with torch.no_grad():
+        target.server.weight.add_(1)
+    assert learn_front(one) is not second
+
+
+def test_numbers_alone_give_the_mean_face(toy: Toy) -> None:
+    faces = smooth_images(64, 2)
+    target = toy(lambda images: {"code": F.adaptive_avg_pool2d(images, 3).flatten(1)})
+    front = learn_front(attacker(target, faces))
+    views = front(target.protect(faces[:3], torch.Generator()))
+    assert views.planes.shape == (3, 0, *SIZE)
+    assert views.numbers.shape == (3, 27)
+    assert torch.allclose(views.image, faces[front.learning].mean(0).expand_as(views.image), atol=1e-5)
