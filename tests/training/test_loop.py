@@ -13,6 +13,7 @@ import torch
 import ppfr
 from ppfr.data.faceset import FaceSet
 from ppfr.errors import CheckpointError, RecipeError
+from ppfr.methods import Mixture, TrainingStep
 from ppfr.methods.files import MODEL_FILE
 from ppfr.networks import Preprocessing, Recogniser, build_backbone
 from ppfr.training import loop as loop_module
@@ -259,3 +260,55 @@ def test_a_wild_rate_is_told_before_it_ruins_the_run(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"the loss is .* at step .*; lower training\.optimizer\.lr"):
         train(method("arcface"), settings, faces(), Run(tmp_path / "run"))
     assert not (tmp_path / "run" / MODEL_FILE).exists()
+
+
+def test_a_mixture_is_the_weighted_sum_of_its_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against one loss for each person in each image; the trivial mixture is no mixture."""
+    settings = recipe("arcface", training={"losses": {"distil": 1.0, "margin": 1.0}})
+    targets = torch.nn.functional.normalize(torch.randn(24, 16, generator=torch.Generator().manual_seed(1)))
+    system = method("arcface")
+    (stage,) = system.stages()
+    trainer = StageTrainer(
+        system, stage, 0, settings, faces(), Run(tmp_path), None, targets, loop_module.Ranks(), "cpu"
+    )
+    embedding = torch.randn(4, 16, generator=torch.Generator().manual_seed(2))
+    labels, indices = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 6, 12, 18])
+    rows = torch.tensor([[0, 1], [1, 3], [2, 2], [3, 0]])
+    weights = torch.tensor([[0.7, 0.3], [0.5, 0.5], [0.9, 0.1], [0.6, 0.4]])
+
+    def step(mixture: Mixture | None) -> dict[str, float]:
+        free = embedding.clone().requires_grad_()
+        monkeypatch.setattr(stage, "forward", lambda *_: TrainingStep(free, mixture=mixture))
+        return trainer._step(0, torch.zeros(4, 3, 112, 112), labels, indices)
+
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
+    trivial = Mixture(torch.arange(4)[:, None], torch.ones(4, 1))
+    assert step(trivial) == pytest.approx(step(None))
+    found = step(Mixture(rows, weights))
+    head, cosine = trainer.head, torch.nn.functional.cosine_similarity
+    assert head is not None
+    margin, distil = 0.0, 0.0
+    for row in range(4):
+        one = embedding[row : row + 1]
+        for partner, weight in zip(rows[row].tolist(), weights[row].tolist(), strict=True):
+            person = labels[partner : partner + 1]
+            margin += weight * float(torch.nn.functional.cross_entropy(head(one, person), person)) / 4
+        wanted = sum(w * targets[indices[p]] for p, w in zip(rows[row].tolist(), weights[row].tolist(), strict=True))
+        distil += float(1 - cosine(one[0], wanted, dim=0)) / 4
+    assert found["loss_margin"] == pytest.approx(margin, rel=1e-5)
+    assert found["loss_distil"] == pytest.approx(distil, rel=1e-5)
+
+
+def test_a_stage_gets_the_sample_it_asks_for(tmp_path: Path) -> None:
+    system, sizes = method("arcface"), []
+    (stage,) = system.stages()
+    stage.calibrate, stage.sample = lambda images, generator: sizes.append(len(images)), 400
+    names = [str(n) for n in range(450)]
+    big = FaceSet("big", names, lambda index: np.zeros((len(index), 112, 112, 3), np.uint8), names=names)
+    for data in (big, faces()):
+        trainer = StageTrainer(
+            system, stage, 0, recipe("arcface"), data, Run(tmp_path), None, None, loop_module.Ranks(), "cpu"
+        )
+        trainer.initialise()
+    # a set with fewer gives what it has, as often as the least sample asks
+    assert sizes == [400, 144]

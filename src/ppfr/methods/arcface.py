@@ -8,17 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ppfr.methods.base import (
-    BackboneSpec,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Stage,
-    TrainingStep,
-    TrunkInput,
-    register,
-)
-from ppfr.methods.parts import ChannelServer
+from ppfr.methods.base import BackboneSpec, Method, MethodInfo, MethodOptions, Stage, register
+from ppfr.methods.parts import ChannelServer, server_stage
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.transforms import block_dct
 
@@ -29,6 +20,7 @@ class _Unprotected(Method):
     client_channels: ClassVar[int]
     meaning: ClassVar[str]
     scaled: ClassVar[bool]
+    server: ChannelServer
 
     def __init__(self, options: MethodOptions, backbone: BackboneSpec, generator: torch.Generator) -> None:
         super().__init__(options, backbone, generator)
@@ -38,33 +30,14 @@ class _Unprotected(Method):
     @property
     def schema(self) -> PayloadSchema:
         shape = (self.client_channels, *self.input_size)
-        return PayloadSchema(self.info.name, {"channels": TensorSpec(shape, self.meaning)})
+        return PayloadSchema(self.info.name, {"channels": TensorSpec(shape, self.meaning, block_dct=self.scaled)})
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)
         return embedding
 
     def stages(self) -> list[Stage]:
-        server: ChannelServer = self.server  # type: ignore[assignment]
-
-        def forward(images: Tensor, labels: Tensor, generator: torch.Generator) -> TrainingStep:
-            return TrainingStep(server(self._protect(images, generator)))
-
-        def calibrate(images: Tensor, generator: torch.Generator) -> None:
-            if server.scale is not None:
-                server.scale.calibrate(self._protect(images, generator)["channels"])
-
-        return [
-            Stage(
-                name="server",
-                module=self.server,
-                forward=forward,
-                embedding_size=self.embedding_size,
-                trunk=server.backbone,
-                trunk_input=lambda images, generator: TrunkInput(server.trunk_input(self._protect(images, generator))),
-                calibrate=calibrate,
-            )
-        ]
+        return [server_stage(self.server, self._protect)]
 
 
 @register

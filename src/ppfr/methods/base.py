@@ -129,11 +129,23 @@ class Hypothesis:
 
 
 @dataclass
+class Mixture:
+    """Which rows of the batch each embedding stands for, `rows` (B,k), and to what share, `weights` (B,k) of sum 1."""
+
+    rows: Tensor
+    weights: Tensor
+
+
+@dataclass
 class TrainingStep:
-    """What a stage's forward pass gives the loop: embeddings (B,D) and further losses by name, already weighted."""
+    """What a stage's forward pass gives the loop: embeddings (B,D) and further losses by name, already weighted.
+
+    An embedding stands for its own row of the batch, unless `mixture` says otherwise.
+    """
 
     embedding: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
+    mixture: Mixture | None = None
 
 
 @dataclass
@@ -164,6 +176,7 @@ class Stage:
     after_warm_start: Callable[[Tensor, torch.Generator], None] | None = None
     rate_scales: Mapping[str, float] = field(default_factory=dict)
     continues_head: bool = False
+    sample: int = 0
 
 
 class Method(nn.Module, ABC):
@@ -409,6 +422,7 @@ __all__ = [
     "Method",
     "MethodInfo",
     "MethodOptions",
+    "Mixture",
     "Stage",
     "TrainingStep",
     "TrunkInput",

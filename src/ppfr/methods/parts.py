@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from ppfr.methods.base import Stage, TrainingStep, TrunkInput
 from ppfr.networks import Backbone
+from ppfr.transforms.quantise import from_levels
+
+Client = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
+# images that calibrate the scale of a server's channels
+_SCALE_SAMPLE = 144
 
 
 class InputScale(nn.Module):
@@ -47,3 +53,47 @@ class ChannelServer(nn.Module):
     def forward(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.backbone(self.trunk_input(tensors))
         return embedding
+
+
+class LevelsServer(ChannelServer):
+    """A recogniser behind a payload of 8-bit images, `image`, which it sees in [-1,1]."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone, "image", scaled=False)
+
+    def trunk_input(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return from_levels(tensors[self.tensor])
+
+
+def server_stage(
+    server: ChannelServer,
+    client: Client,
+    *,
+    module: nn.Module | None = None,
+    calibrate: Callable[[Tensor, torch.Generator], None] | None = None,
+    sample: int = 0,
+    rate_scales: Mapping[str, float] | None = None,
+) -> Stage:
+    """The stage `server`: a recogniser learns on what `client(images, generator)` sends.
+
+    `module` is what learns if it is more than the server; `calibrate` runs before the server's channels are scaled, on
+    at least `sample` images.
+    """
+
+    def measure(images: Tensor, generator: torch.Generator) -> None:
+        if calibrate is not None:
+            calibrate(images, generator)
+        if server.scale is not None:
+            server.scale.calibrate(client(images[:_SCALE_SAMPLE], generator)[server.tensor])
+
+    return Stage(
+        name="server",
+        module=server if module is None else module,
+        forward=lambda images, labels, generator: TrainingStep(server(client(images, generator))),
+        embedding_size=server.backbone.embedding_size,
+        trunk=server.backbone,
+        trunk_input=lambda images, generator: TrunkInput(server.trunk_input(client(images, generator))),
+        calibrate=measure,
+        rate_scales=rate_scales or {},
+        sample=sample,
+    )

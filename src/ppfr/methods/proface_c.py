@@ -29,7 +29,7 @@ from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.networks import Backbone, build_backbone
 from ppfr.networks.mobilefacenet import CLIENT_BLOCKS, MobileFaceNet
 from ppfr.transforms.blur import EVALUATION, TRAINING, BlurRange, obfuscate
-from ppfr.transforms.quantise import dequantise, prune, quantise, straight_through
+from ppfr.transforms.quantise import dequantise, from_levels, prune, quantise, straight_through, to_levels
 from ppfr.transforms.shuffle import draw_permutations, shuffle_blocks
 
 MAPS = ("map0", "map1", "map2", "map3")
@@ -316,14 +316,3 @@ class ProFaceC(Method):
         return [
             straight_through(values, dequantise(*quantise(prune(values.float(), pruning), bits))) for values in maps
         ]
-
-
-def to_levels(images: Tensor, *, whole: bool = True) -> Tensor:
-    """Images in [-1,1] as 8-bit values, rounded unless not `whole`; floats."""
-    levels = images * 127.5 + 127.5
-    return levels.round().clamp(0, 255) if whole else levels
-
-
-def from_levels(levels: Tensor) -> Tensor:
-    """8-bit values as images in [-1,1]."""
-    return levels.float() / 127.5 - 1

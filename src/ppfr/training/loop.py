@@ -22,7 +22,7 @@ from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.errors import RecipeError
 from ppfr.heads import Head, build_head
-from ppfr.methods import Method, Stage
+from ppfr.methods import Method, Mixture, Stage
 from ppfr.methods.files import load_method, save_method
 from ppfr.networks import Recogniser
 from ppfr.networks.gated import GatedConv2d
@@ -277,7 +277,8 @@ class StageTrainer:
         """Calibrate the stage on a sample and start warm from the teacher where possible; returns what was done."""
         stage = self.stage
         generator = torch.Generator().manual_seed(self.recipe.seed * 7919 + 500 + self.index)
-        chosen = torch.randperm(len(self.faces), generator=generator)[: self.recipe.warm_start_images]
+        wanted = max(self.recipe.warm_start_images, stage.sample)
+        chosen = torch.randperm(len(self.faces), generator=generator)[:wanted]
         # a tiny set is used several times over, so that every kind of payload is seen
         chosen = chosen.repeat(-(-_LEAST_SAMPLE // len(chosen)))
         images = to_tensor(self.faces.images(chosen.numpy()))
@@ -286,7 +287,9 @@ class StageTrainer:
             module.eval().cpu()
         notes: dict[str, Any] = {}
         if stage.calibrate is not None:
-            stage.calibrate(images[:_LEAST_SAMPLE], generator)
+            stage.calibrate(images[: max(_LEAST_SAMPLE, stage.sample)], generator)
+        # what only the calibration needed makes the fit of the first layer dear, not better
+        images = images[: max(_LEAST_SAMPLE, self.recipe.warm_start_images)]
         if stage.trunk is not None:
             if self.recipe.warm_start and self.teacher is not None and can_warm_start(stage.trunk, self.teacher):
                 notes["warm_start"] = warm_start(stage, self.teacher, images, generator).to_dict()
@@ -377,6 +380,8 @@ class StageTrainer:
         if self.distil_weight:
             assert self.targets is not None
             wanted = self.targets[indices.to(self.device)]
+            if outcome.mixture is not None:
+                wanted = (outcome.mixture.weights[..., None] * wanted[outcome.mixture.rows]).sum(1)
             losses["distil"] = self.distil_weight * self.parts["distillation"](outcome.embedding, wanted)
         if self.margin_weight:
             embedding = outcome.embedding.float()
@@ -384,8 +389,7 @@ class StageTrainer:
                 keep = 1.0 - self.settings.dropout.rate(step // max(1, self.per_epoch))
                 kept = torch.rand(embedding.shape, generator=draws, device=self.device) < keep
                 embedding = embedding * kept / keep
-            logits = self.parts["head"](embedding, labels)
-            losses["margin"] = self.margin_weight * F.cross_entropy(logits, labels)
+            losses["margin"] = self.margin_weight * self._margin_loss(embedding, labels, outcome.mixture)
         total = torch.stack(list(losses.values())).sum()
         if not bool(torch.isfinite(total)):
             raise RecipeError(
@@ -401,6 +405,15 @@ class StageTrainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return {"loss": total.item()} | {f"loss_{name}": value.item() for name, value in losses.items()}
+
+    def _margin_loss(self, embedding: Tensor, labels: Tensor, mixture: Mixture | None) -> Tensor:
+        """Cross entropy of the margin head; of a mixture the weighted sum over the people in it."""
+        head = self.parts["head"]
+        if mixture is None:
+            return F.cross_entropy(head(embedding, labels), labels)
+        shares = zip(labels[mixture.rows].unbind(1), mixture.weights.unbind(1), strict=True)
+        terms = [weight * F.cross_entropy(head(embedding, whose), whose, reduction="none") for whose, weight in shares]
+        return torch.stack(terms).sum(0).mean()
 
     def _row(self, step: int, values: Mapping[str, float], speed: float) -> dict[str, Any]:
         return {

@@ -68,3 +68,14 @@ def straight_through(values: Tensor, changed: Tensor) -> Tensor:
 def _along(numbers: Tensor, values: Tensor) -> Tensor:
     """Numbers (B,) shaped to be multiplied with values (B,...)."""
     return numbers.view(-1, *[1] * (values.ndim - 1))
+
+
+def to_levels(images: Tensor, *, whole: bool = True) -> Tensor:
+    """Images in [-1,1] as 8-bit values, rounded unless not `whole`; floats."""
+    levels = images * 127.5 + 127.5
+    return levels.round().clamp(0, 255) if whole else levels
+
+
+def from_levels(levels: Tensor) -> Tensor:
+    """8-bit values as images in [-1,1]."""
+    return levels.float() / 127.5 - 1
