@@ -1,1 +1,1 @@
-"""Protect on the client, recognise on the server: gallery, search, HTTP server and client."""
+"""From a trained run to a service: export, server, gallery and client. Only payloads pass between the two halves."""

@@ -1,0 +1,115 @@
+"""What a deployment's clients and server agree on before they talk, and its id; nothing in it is secret."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from ppfr.errors import CheckpointError, PayloadError
+from ppfr.files import atomic_write
+from ppfr.methods import Method, PayloadSchema, TensorSpec
+from ppfr.wire import parse_coding
+
+CONTRACT_FILE = "contract.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One deployment: method, settings, payload and preprocessing; `id` also binds the weights.
+
+    `config` is `Method.config()`, which leaves secrets out. `input_size` is the (height, width) of aligned RGB crops in
+    [-1,1]. `coding` is how clients write payloads; it is no part of the id, since a server reads every coding.
+    """
+
+    id: str
+    config: Mapping[str, Any]
+    schema: PayloadSchema
+    input_size: tuple[int, int]
+    embedding_size: int
+    coding: str
+
+    @classmethod
+    def of(cls, method: Method, coding: str = "float32") -> Self:
+        """The contract of a trained method; raises PayloadError for an unknown coding."""
+        parse_coding(coding)
+        agreed = {
+            "format": _FORMAT,
+            "config": method.config(),
+            "schema": _schema_to_dict(method.schema),
+            "input": {"size": list(method.input_size), "range": [-1, 1], "order": "RGB"},
+            "weights": _hash_of_weights(method),
+        }
+        return cls(
+            id=hashlib.sha256(json.dumps(agreed, sort_keys=True).encode()).hexdigest()[:32],
+            config=method.config(),
+            schema=method.schema,
+            input_size=method.input_size,
+            embedding_size=method.embedding_size,
+            coding=coding,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write `contract.json`."""
+        values = asdict(self) | {"format": _FORMAT, "schema": _schema_to_dict(self.schema)}
+        atomic_write(folder / CONTRACT_FILE, json.dumps(values, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read what `save` wrote; raises CheckpointError for a folder that is no half of a deployment."""
+        path = Path(folder) / CONTRACT_FILE
+        try:
+            values = json.loads(path.read_text())
+            if values["format"] != _FORMAT:
+                raise CheckpointError(f"{path} has format {values['format']!r}; this version reads {_FORMAT}")
+            return cls(
+                id=values["id"],
+                config=values["config"],
+                schema=_schema_from_dict(values["schema"]),
+                input_size=(values["input_size"][0], values["input_size"][1]),
+                embedding_size=values["embedding_size"],
+                coding=values["coding"],
+            )
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{path} does not exist; give the client/ or server/ folder that `ppfr export` wrote"
+            ) from error
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, PayloadError) as error:
+            raise CheckpointError(f"{path} cannot be read as a contract: {error!r}") from error
+
+
+def _hash_of_weights(method: Method) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(method.own_tensors().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _schema_to_dict(schema: PayloadSchema) -> dict[str, Any]:
+    return {
+        "method": schema.method,
+        "tensors": {
+            name: {
+                "shape": list(spec.shape),
+                "meaning": spec.meaning,
+                "dtype": str(spec.dtype).removeprefix("torch."),
+                "block_dct": spec.block_dct,
+            }
+            for name, spec in schema.tensors.items()
+        },
+    }
+
+
+def _schema_from_dict(values: Mapping[str, Any]) -> PayloadSchema:
+    tensors = {
+        name: TensorSpec(tuple(spec["shape"]), spec["meaning"], getattr(torch, spec["dtype"]), spec["block_dct"])
+        for name, spec in values["tensors"].items()
+    }
+    return PayloadSchema(values["method"], tensors)

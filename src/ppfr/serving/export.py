@@ -1,0 +1,192 @@
+"""Split a trained method into the folder that goes to devices and the one that goes to the server."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ppfr.errors import CheckpointError, MethodError
+from ppfr.files import atomic_path
+from ppfr.methods import Method, Payload, create
+from ppfr.methods.base import BackboneSpec
+from ppfr.methods.files import SECRETS_FILE
+from ppfr.networks.gated import GatedConv2d
+from ppfr.serving.contract import Contract
+
+CLIENT, SERVER = "client", "server"
+CLIENT_FILE, EMBED_FILE = "client.safetensors", "embed.onnx"
+# how far ONNX Runtime may be from PyTorch, as a share of the largest value of an embedding
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export found: the contract, how far ONNX Runtime is from PyTorch, and images the graph takes at a time.
+
+    `batch` is None where the graph takes any number.
+    """
+
+    contract: Contract
+    difference: float
+    batch: int | None
+
+
+def export_method(method: Method, out: Path, *, coding: str = "float32", seed: int = 0) -> Exported:
+    """Write `out`/client (weights, settings, and secrets apart with mode 0600) and `out`/server (ONNX of `embed`).
+
+    The server's folder holds no secret and nothing of the client. Raises MethodError when the method lacks its secrets
+    or when ONNX Runtime or the reloaded client does not compute what the method computes.
+    """
+    contract = Contract.of(method, coding)
+    images = torch.rand((3, 3, *method.input_size), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    payload = _protect(method, images, seed)
+    for half in (CLIENT, SERVER):
+        (out / half).mkdir(parents=True, exist_ok=True)
+        contract.save(out / half)
+    _save_client(method, out / CLIENT)
+    again = Protector(out / CLIENT).protect(images, torch.Generator().manual_seed(seed))
+    if any(not torch.equal(again[name], payload[name]) for name in payload.tensors):
+        raise MethodError(f"{method.info.name}: the exported client does not make the payloads that the method makes")
+    batch = 1 if any(isinstance(module, GatedConv2d) for module in method.server.modules()) else None
+    with atomic_path(out / SERVER / EMBED_FILE) as path:
+        _save_server(method, payload, path, batch)
+    difference = _difference(method, Embedder(out / SERVER), payload)
+    if not difference <= TOLERANCE:
+        raise MethodError(
+            f"{method.info.name}: ONNX Runtime's embeddings differ from PyTorch's by {difference:.2g} of the largest "
+            f"value; expected at most {TOLERANCE:g}"
+        )
+    return Exported(contract, difference, batch)
+
+
+class Protector:
+    """The client's half of an exported method: it protects, and can do nothing else."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Load a `client/` folder; raises CheckpointError when it is none or lacks its secrets."""
+        folder = Path(folder)
+        self.contract = Contract.load(folder)
+        config = self.contract.config
+        self._method = create(config["method"], BackboneSpec.from_dict(config["backbone"]), **config["options"])
+        try:
+            self._method.client.load_state_dict(load_file(folder / CLIENT_FILE))
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{folder / CLIENT_FILE} does not fit {config['method']}: {error}") from error
+        if self._method.info.secrets:
+            if not (folder / SECRETS_FILE).is_file():
+                raise CheckpointError(f"{folder} lacks {SECRETS_FILE}; without its secrets a client cannot protect")
+            self._method.drop_secrets()
+            self._method.set_secrets(load_file(folder / SECRETS_FILE))
+
+    @torch.no_grad()
+    def protect(self, images: Tensor, generator: torch.Generator | None = None) -> Payload:
+        """As `Method.protect`."""
+        return self._method.protect(images, generator)
+
+    def to_bytes(self, images: Tensor, generator: torch.Generator | None = None) -> bytes:
+        """What goes on the wire for images (B,3,H,W): their payload in the contract's coding, bound to the contract."""
+        return self.protect(images, generator).to_bytes(self.contract.coding, contract=self.contract.id)
+
+
+class Embedder:
+    """The server's half of an exported method, run by ONNX Runtime."""
+
+    def __init__(self, folder: Path | str, *, threads: int = 0) -> None:
+        """Load a `server/` folder; `threads` 0 leaves the choice to ONNX Runtime. Raises CheckpointError."""
+        folder = Path(folder)
+        self.contract = Contract.load(folder)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        path = folder / EMBED_FILE
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist; give the server/ folder that `ppfr export` wrote")
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        first = self._session.get_inputs()[0].shape[0]
+        self.batch = first if isinstance(first, int) else None
+
+    def embed(self, payload: Payload) -> np.ndarray:
+        """Embeddings (B, D) float32, not normalised; raises PayloadError for another method's payload."""
+        self.contract.schema.check(payload.tensors)
+        tensors = {name: tensor.numpy() for name, tensor in payload.tensors.items()}
+        step = self.batch or max(len(payload), 1)
+        parts = [
+            self._session.run(None, {name: tensor[start : start + step] for name, tensor in tensors.items()})[0]
+            for start in range(0, len(payload), step)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, self.contract.embedding_size), np.float32)
+
+
+class _Embed(nn.Module):
+    """`embed` with the payload's tensors as arguments, as graphs have them."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.server = method.server
+        self._method = [method]
+        self._names = list(method.schema.tensors)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self._method[0]._embed(dict(zip(self._names, tensors, strict=True)))
+
+
+@torch.no_grad()
+def _protect(method: Method, images: Tensor, seed: int) -> Payload:
+    return method.eval().protect(images, torch.Generator().manual_seed(seed))
+
+
+def _save_client(method: Method, folder: Path) -> None:
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in method.client.state_dict().items()}
+    with atomic_path(folder / CLIENT_FILE) as path:
+        save_file(weights, path)
+    secrets = {name: tensor.cpu().contiguous() for name, tensor in method.secrets().items()}
+    if secrets:
+        with atomic_path(folder / SECRETS_FILE, mode=0o600) as path:
+            save_file(secrets, path)
+
+
+def _save_server(method: Method, payload: Payload, path: Path, batch: int | None) -> None:
+    sample = payload if batch is None else payload.select(range(batch))
+    names = list(payload.tensors)
+    dynamic = ({0: torch.export.Dim("images", min=1, max=1 << 16)},) * len(names) if batch is None else None
+    with _quiet():
+        torch.onnx.export(
+            _Embed(method).eval(),
+            tuple(sample.tensors[name] for name in names),
+            str(path),
+            input_names=names,
+            output_names=["embedding"],
+            dynamic_shapes=None if dynamic is None else (dynamic,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch's exporter tells of operators of packages that are not installed, which is nobody's concern here."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _difference(method: Method, embedder: Embedder, payload: Payload) -> float:
+    with torch.no_grad():
+        expected = method.embed(payload).float().numpy()
+    return float(np.abs(embedder.embed(payload) - expected).max() / np.abs(expected).max())

@@ -1,0 +1,101 @@
+"""Export: both halves compute what the method computes, and neither holds what belongs to the other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ppfr.errors import CheckpointError, PayloadError
+from ppfr.methods import BackboneSpec, Method, Payload, create
+from ppfr.serving.contract import Contract
+from ppfr.serving.export import Embedder, Protector, export_method
+
+SPEC = BackboneSpec("ir18", 16, 0.125, (32, 32))
+
+
+def build(seed: int = 0, **options: object) -> Method:
+    return create("partialface", SPEC, seed=seed, table="random", table_seed=77, **options)
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deployment")
+    exported = export_method(build(), folder, coding="planes:0.02")
+    assert exported.difference < 1e-4 and exported.batch == 1
+    return folder
+
+
+def test_client_bytes_embed_as_the_method_does(deployment: Path) -> None:
+    method, client, server = build(), Protector(deployment / "client"), Embedder(deployment / "server")
+    images = torch.rand((2, 3, 32, 32), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    data = client.to_bytes(images, torch.Generator().manual_seed(5))
+    payload = Payload.from_bytes(data, server.contract.schema, contract=server.contract.id)
+    found = server.embed(payload)
+    with torch.no_grad():
+        expected = method.embed(payload).numpy()
+        clear = method(images, torch.Generator().manual_seed(5)).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    # the coding costs little
+    cosine = (found * clear).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(clear, axis=1)
+    assert (cosine > 0.99).all()
+
+
+def test_draws_are_fresh(deployment: Path) -> None:
+    client = Protector(deployment / "client")
+    image = torch.zeros(1, 3, 32, 32) + torch.linspace(-1, 1, 32)[:, None] * torch.linspace(-1, 1, 32) ** 3
+    assert len({client.protect(image)["channels"].numpy().tobytes() for _ in range(20)}) > 1
+
+
+def test_secrets_lie_apart_and_only_with_the_client(deployment: Path) -> None:
+    secrets = deployment / "client" / "secrets.safetensors"
+    assert secrets.stat().st_mode & 0o777 == 0o600
+    assert sorted(file.name for file in (deployment / "server").iterdir()) == ["contract.json", "embed.onnx"]
+    subsets = load_file(secrets)["subsets"]
+    graph = (deployment / "server" / "embed.onnx").read_bytes()
+    for dtype in (np.int64, np.int32, np.float32):
+        assert subsets.numpy().astype(dtype)[0].tobytes() not in graph
+    for half in ("client", "server"):
+        assert "77" not in json.dumps(json.loads((deployment / half / "contract.json").read_text())["config"])
+
+
+def test_a_client_without_its_secrets_is_refused(deployment: Path, tmp_path: Path) -> None:
+    for file in (deployment / "client").iterdir():
+        if "secrets" not in file.name:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(CheckpointError, match=r"lacks secrets\.safetensors"):
+        Protector(tmp_path)
+
+
+def test_a_folder_that_is_no_deployment_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"contract\.json does not exist; give the client/ or server/ folder"):
+        Embedder(tmp_path)
+    (tmp_path / "contract.json").write_text('{"format": 1}')
+    with pytest.raises(CheckpointError, match="cannot be read as a contract"):
+        Embedder(tmp_path)
+
+
+def test_the_contract_binds_weights_and_settings_and_comes_back(tmp_path: Path) -> None:
+    contract = Contract.of(build(), "int8")
+    contract.save(tmp_path)
+    assert Contract.load(tmp_path) == contract
+    assert Contract.of(build(), "float32").id == contract.id
+    assert Contract.of(build(seed=1)).id != contract.id
+    assert Contract.of(build(training_subsets=6)).id != contract.id
+
+
+def test_the_contract_is_the_same_for_any_secret() -> None:
+    ours, theirs = build(), create("partialface", SPEC, table="random", table_seed=78)
+    assert Contract.of(ours).id == Contract.of(theirs).id
+
+
+def test_a_payload_of_another_deployment_is_refused(deployment: Path) -> None:
+    client = Protector(deployment / "client")
+    data = client.to_bytes(torch.rand((1, 3, 32, 32), generator=torch.Generator().manual_seed(0)))
+    other = Contract.of(build(seed=1))
+    with pytest.raises(PayloadError, match="made for contract"):
+        Payload.from_bytes(data, other.schema, contract=other.id)
