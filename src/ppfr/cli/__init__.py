@@ -25,6 +25,7 @@ COMMANDS = (
     "audit",
     "compare",
     "protect",
+    "export",
     "convert",
     "lists",
 )
