@@ -26,6 +26,7 @@ COMMANDS = (
     "compare",
     "protect",
     "export",
+    "prepare",
     "convert",
     "lists",
 )
