@@ -35,6 +35,8 @@ ATTACKED, SHOWN = 59, 6
 # clear faces of other people that the attacker may learn from
 PUBLIC_FACES = 1024
 COST_IMAGES = 8
+# attacks that recover images, the first that applies is run; `ppfr audit` runs them all
+ATTACKS = ("linear-inversion", "learned-inversion")
 
 
 @dataclass
@@ -99,21 +101,8 @@ class Quickstart:
         generator = torch.Generator().manual_seed(self.seed)
         cost = measure_cost(method, sample, generator)
         notes = method.remarks()
-        trial: Trial | None = None
-        try:
-            with progress_callback(f"{name}: linear inversion") as progress:
-                trial = try_attack(
-                    create_attack("linear-inversion"),
-                    method,
-                    test,
-                    judge=self.judge,
-                    public=to_tensor(faces.images(_spread(len(faces), PUBLIC_FACES))),
-                    people=ATTACKED,
-                    seed=self.seed,
-                    progress=progress,
-                )
-        except AttackError as error:
-            notes.append(f"linear inversion does not apply: {error}")
+        trial, refused = self._attack(method, faces, test)
+        notes += refused
         shown = range(min(SHOWN, len(test))) if trial is None else trial.search.probes[:SHOWN]
         originals = test.images(shown)
         payload = method.protect(to_tensor(originals), generator) if trial is None else trial.payload
@@ -132,6 +121,30 @@ class Quickstart:
             notes=notes,
             seen_caption=describe_payload(payload),
         )
+
+    def _attack(self, method: Method, faces: FaceSet, test: FaceSet) -> tuple[Trial | None, list[str]]:
+        """The first attack that applies, and why others before it do not."""
+        public = to_tensor(faces.images(_spread(len(faces), PUBLIC_FACES)))
+        notes: list[str] = []
+        for name in ATTACKS:
+            attack = create_attack(name)
+            try:
+                with progress_callback(f"{method.info.name}: {attack.title.lower()}") as progress:
+                    trial = try_attack(
+                        attack,
+                        method,
+                        test,
+                        judge=self.judge,
+                        public=public,
+                        people=ATTACKED,
+                        seed=self.seed,
+                        progress=progress,
+                    )
+            except AttackError as error:
+                notes.append(f"{attack.title.lower()} does not apply: {error}")
+            else:
+                return trial, [*notes, *([f"the figures are those of {attack.title.lower()}"] if notes else [])]
+        return None, notes
 
     def _write(self, results: list[MethodResult], faces: FaceSet, test: FaceSet, teacher: Recogniser) -> None:
         data = {
