@@ -92,8 +92,8 @@ class DCTDP(Method):
         departures=(
             "sensitivities are measured as in the paper (the reference's code sets all to 1: "
             "options.sensitivity=reference); every image has a noise draw of its own (the code: one for a batch); "
-            "noise and network share an optimizer, with a rate of its own for the noise; channels are divided by their root "
-            "mean square before the first layer"
+            "noise and network share an optimizer, with a rate of its own for the noise; channels are divided by their "
+            "root mean square before the first layer"
         ),
     )
     Options = DCTDPOptions
