@@ -14,6 +14,7 @@ import numpy.typing as npt
 import simplejpeg
 import torch
 
+from ppfr.data.orientation import exif_orientation, upright
 from ppfr.errors import DataError
 
 Images = npt.NDArray[np.uint8]
@@ -33,7 +34,8 @@ def decode_image(data: bytes, size: int | None = FACE_SIZE) -> Images:
     """Decode an encoded image into (size, size, 3) RGB uint8; with `size=None` into its own height and width.
 
     Grey, palette, alpha, 16-bit and CMYK images become 8-bit RGB (alpha is dropped, 16 bits lose the lower
-    8). A square image of another size is resized (area averaging down, bilinear up). Raises DataError when
+    8), and photographs are turned as their EXIF orientation asks. A square image of another size is resized
+    (area averaging down, bilinear up). Raises DataError when
     the data is not an image, is cut short (OpenCV would fill the missing part with grey), is a JPEG whose
     codes do not fit each other (damage that OpenCV would show as a smear), or is not square:
     then it is not an aligned crop, and squeezing it would move the eyes. So does a 16-bit image whose values
@@ -57,17 +59,21 @@ def decode_into(data: bytes, image: Images) -> None:
 
 
 def _decode_jpeg(data: bytes, into: Images | None = None) -> Images | None:
-    """A JPEG that needs no turning, or None for anything else, and for one that does not fit `into`.
+    """A JPEG, upright, or None for anything else, and for one that does not fit `into` as it is.
 
     libjpeg-turbo as OpenCV calls it, to the same values, but it tells damage and needs no copies.
     """
-    if not data.startswith(b"\xff\xd8") or b"Exif\0\0" in data:
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    orientation = exif_orientation(data)
+    if into is not None and orientation != 1:
         return None
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         fits = into is None or into.shape[:2] == (height, width)
         if fits and height * width <= _MOST_PIXELS:
-            return np.asarray(simplejpeg.decode_jpeg(data, "RGB", buffer=into), np.uint8)
+            pixels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", buffer=into), np.uint8)
+            return upright(pixels, orientation)
     except ValueError as error:
         # CMYK and other rarities are for OpenCV to decode or to refuse
         if not str(error).startswith(("Corrupt JPEG data", "Premature end")):

@@ -155,8 +155,11 @@ def _list_csv(path: Path) -> Listing:
     return Listing(paths, people, skipped)
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Line number and the named columns of every row, stripped; raises DataError when a column is missing."""
+def read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
+    """Line number and the named columns of every row, stripped; raises DataError when a column is missing.
+
+    An `optional` column that is missing is empty in every row.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
@@ -170,7 +173,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, st
                 )
             rows: list[tuple[int, dict[str, str]]] = []
             for row in reader:
-                rows.append((reader.line_num, {column: (row[column] or "").strip() for column in columns}))
+                rows.append((reader.line_num, {name: (row.get(name) or "").strip() for name in (*columns, *optional)}))
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a CSV in UTF-8 ({error})") from error

@@ -131,6 +131,8 @@ class CsvWriter(Writer):
     def check(cls, identities: Sequence[str]) -> None:
         for identity in identities:
             check_folder(identity)
+            if any("\ud800" <= letter <= "\udfff" for letter in identity):
+                raise DataError(f"identity {identity!r} is not UTF-8, as a CSV has to be; choose a folder or .txt")
 
     def add(self, entry: Entry) -> None:
         path = f"{self.target.stem}/{entry.name}"
@@ -229,6 +231,16 @@ def check_folder(identity: str) -> None:
             raise DataError(
                 f"identity {identity!r} cannot be the name of a folder; convert to .txt or .rec, which keep any name"
             )
+
+
+def file_name(text: str) -> str:
+    """A name for a file that is as much like `text` as a name on every system can be."""
+    text = os.fsencode(text).decode(errors="replace")
+    plain = text.translate(_CONTROL).replace("\\", "_").strip().lstrip(".").strip()
+    # room for a number and a suffix
+    while len(os.fsencode(plain)) > 200:
+        plain = plain[:-1]
+    return plain or "_"
 
 
 def _write_image(path: Path, image: bytes) -> None:

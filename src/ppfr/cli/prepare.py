@@ -1,0 +1,85 @@
+"""`ppfr prepare`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppfr.cli.app import app, out
+from ppfr.data.choosing import open_chooser
+from ppfr.data.cutting import SMALLEST_FACE, Cutter
+from ppfr.data.detectors import DETECTORS, open_detector
+from ppfr.data.prepare import PREPARE_FORMATS, prepare
+
+
+@app.command("prepare")
+def prepare_command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Photographs: a folder of any depth, where each shows whom its own folder names, "
+            "or a CSV of path,identity."
+        ),
+    ],
+    target: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="The set to write. Its suffix says the format: none is a folder per identity, .csv a list and a "
+            "folder of images, .txt TFRecord with TFace's indices.",
+        ),
+    ],
+    format: Annotated[str | None, typer.Option(help=f"{', '.join(PREPARE_FORMATS)}: adds the suffix to --out.")] = None,
+    detector: Annotated[
+        str,
+        typer.Option(
+            help=f"{' or '.join(DETECTORS)}. YuNet is fetched once (230 kB, from OpenCV's model zoo, its hash "
+            "checked) and kept in $PPFR_CACHE or ~/.cache/ppfr."
+        ),
+    ] = "yunet",
+    model: Annotated[Path | None, typer.Option(help="The detector's weights, instead of fetched ones.")] = None,
+    size: Annotated[
+        int, typer.Option(help="Pixels a side of a crop: 112, or 128 (the same face, more around it).")
+    ] = 112,
+    faces: Annotated[
+        str,
+        typer.Option(
+            help="Which faces of a photograph: largest (and central), all (each with the identity of the photograph), "
+            "or a CSV of path,left,top,right,bottom[,identity] with boxes in pixels of the upright photograph."
+        ),
+    ] = "largest",
+    min_face: Annotated[
+        float, typer.Option(help="Leave out faces narrower or lower than this, in pixels.")
+    ] = SMALLEST_FACE,
+    workers: Annotated[int | None, typer.Option(help="Threads; by default one a core.", min=1)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Find the faces in photographs and write them aligned, ready for training and evaluation.
+
+    Photographs are turned as their EXIF orientation asks. Each face is turned upright, scaled and cut so that eyes,
+    nose and mouth lie where ArcFace's template has them. What gave no crop is counted by reason, listed in
+    NAME.prepared/refused.csv and drawn in refused.png; faces.csv tells where each crop comes from. A run that was
+    stopped, even killed, goes on where it was when the same command is given again.
+
+    Example: `ppfr prepare photos --out faces.csv`
+    """
+    cut = Cutter(open_chooser(faces), size, min_face)
+    done = prepare(source, target, partial(open_detector, detector, model), cut, format=format, workers=workers)
+    if as_json:
+        print(json.dumps(asdict(done), indent=2))
+        return
+    resumed = f", resumed after {done.resumed_at:,} photographs" if done.resumed_at else ""
+    lines = [
+        f"{done.target}: {done.format}, {done.crops:,} faces of {done.people:,} people from {done.photographs:,} "
+        f"photographs, in {done.seconds:.1f} s{resumed}",
+        *(f"left out: {count:,} {reason}" for reason, count in done.refused.items()),
+        *(f"not looked at: {count:,} files {suffix}" for suffix, count in done.ignored.items()),
+        f"report: {done.report}; thumbnails of what was left out: {done.thumbnails}",
+    ]
+    for line in lines:
+        out.print(line, soft_wrap=True, highlight=False, markup=False)

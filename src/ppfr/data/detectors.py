@@ -1,0 +1,19 @@
+"""Face detectors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ppfr.data.detection import Detector
+from ppfr.data.yunet import YuNet
+from ppfr.errors import DataError
+
+DETECTORS: dict[str, Callable[[Path | None], Detector]] = {"yunet": YuNet}
+
+
+def open_detector(name: str, model: Path | None = None) -> Detector:
+    """The detector of a name with the weights in `model`, by default those that are fetched; raises DataError."""
+    if name not in DETECTORS:
+        raise DataError(f"unknown detector {name!r}; expected one of {', '.join(DETECTORS)}")
+    return DETECTORS[name](model)
