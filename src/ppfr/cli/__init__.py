@@ -21,6 +21,7 @@ COMMANDS = (
     "evaluate",
     "benchmark",
     "tradeoff",
+    "wire_table",
     "simulate_hfr",
     "audit",
     "compare",
