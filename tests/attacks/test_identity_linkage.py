@@ -12,8 +12,9 @@ from tests.attacks.conftest import ToyMethod, smooth_images
 from torch import Tensor, nn
 
 from ppfr.attacks import Has, Knows, Linkage, Pairs, ThreatModel, create_attack
+from ppfr.attacks.identity_linkage import mirrored
 from ppfr.errors import AttackError, MethodError
-from ppfr.methods import Method
+from ppfr.methods import Method, Payload, PayloadSchema, TensorSpec
 from ppfr.networks.base import reset_weights
 
 Toy = Callable[..., Method]
@@ -151,7 +152,8 @@ def test_the_servers_own_embeddings_help_who_knows_the_server(probes: Tensor) ->
     assert found_first(blind, probes) <= 0.1
     assert found_first(server, probes) >= 0.5
     assert server.threat.knows is Knows.PARAMETERS
-    assert server.notes["the server's own embedding"] != "not used"
+    assert blind.notes["the server's own embedding"] == "not asked"
+    assert server.notes["the server's own embedding"] in ("75% of the embedding", "100% of the embedding")
 
 
 def test_a_method_without_a_server_is_linked_by_its_payload(
@@ -164,8 +166,17 @@ def test_a_method_without_a_server_is_linked_by_its_payload(
 
     monkeypatch.setattr(target, "_embed", none)
     found = link(target, probes, faces, server=True)
-    assert found.notes["the server's own embedding"] == "not used"
+    assert found.notes["the server's own embedding"] == "none: toy has no server"
     assert found_first(found, probes) >= 0.9
+
+
+def test_a_mirrored_payload_has_its_maps_flipped_and_its_numbers_kept() -> None:
+    tensors = {"map": torch.randn(2, 3, 4, 5), "grey": torch.randn(2, 4, 5), "code": torch.randn(2, 5)}
+    specs = {name: TensorSpec(tuple(part.shape[1:]), name) for name, part in tensors.items()}
+    found = mirrored(Payload(PayloadSchema("toy", specs), tensors))
+    assert torch.equal(found["map"], tensors["map"].flip(3))
+    assert torch.equal(found["grey"], tensors["grey"].flip(2))
+    assert torch.equal(found["code"], tensors["code"])
 
 
 def test_pairs_take_the_place_of_faces_and_queries(toy: Toy, probes: Tensor, faces: Tensor) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ppfr.attacks.attacker import Attacker
+from ppfr.attacks.attacker import Attacker, portions
 from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
 from ppfr.methods.payload import Payload
 
@@ -30,7 +30,6 @@ class Examples:
 
     def __init__(self, attacker: Attacker) -> None:
         self._attacker = attacker
-        self.schema = attacker.schema
         self._pairs = attacker.pairs if Has.PAIRS in attacker.holds else None
         images = attacker.faces.images if self._pairs is None else self._pairs.images
         self.images: Tensor = images.to(attacker.device)
@@ -48,6 +47,11 @@ class Examples:
         if self._pairs is not None:
             return self._pairs.payload.select(rows).to(self._attacker.device)
         return self._attacker.query(self.images[list(rows)], generator)
+
+    def in_portions(self, rows: Sequence[int], generator: torch.Generator) -> Iterator[Payload]:
+        """What the attacker sees of many images, a few at a time."""
+        for part in portions(len(rows), self._attacker.schema):
+            yield self.seen(rows[part.start : part.stop], generator)
 
     def __str__(self) -> str:
         return f"{len(self)} {'public faces sent through the client' if self.fresh else 'payload/image pairs'}"

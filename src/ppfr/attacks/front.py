@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ppfr.attacks.attacker import Attacker, portions, spread
+from ppfr.attacks.attacker import Attacker, spread
 from ppfr.attacks.examples import Examples
 from ppfr.attacks.kinds import Kinds, channel_energies
 from ppfr.attacks.planes import PayloadPlanes
@@ -65,11 +65,12 @@ class Front:
             (len(rows), self.channels, *attacker.input_size), dtype=torch.float16, device=attacker.device
         )
         numbers, energies = [], []
-        for part in portions(len(rows), examples.schema):
-            attacker.progress(part.start, len(rows))
-            payload = examples.seen(rows[part.start : part.stop], generator)
+        done = 0
+        for payload in examples.in_portions(rows, generator):
+            attacker.progress(done, len(rows))
             seen = self._planes.planes(payload)
-            planes[part.start : part.stop] = seen
+            planes[done : done + len(seen)] = seen
+            done += len(seen)
             numbers.append(self._planes.numbers(payload))
             energies.append(channel_energies(seen))
         energy = torch.cat(energies)

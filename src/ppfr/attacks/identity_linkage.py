@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from ppfr.attacks.attacker import Attacker, portions
 from ppfr.attacks.base import AttackOptions, Linkage, LinkageAttack, register
 from ppfr.attacks.examples import example_threat
 from ppfr.attacks.front import Front, Views, learn_front, train
+from ppfr.attacks.ridge import fit_map, unit
 from ppfr.attacks.threat import Has, Knows, ThreatModel
 from ppfr.errors import MethodError
 from ppfr.methods.base import MethodInfo
@@ -23,8 +25,8 @@ from ppfr.networks.base import reset_weights
 _BATCH = 16
 # channels inside the correction that reads planes beside the estimated image
 _CORRECTION = 8
-_RIDGES = (1e-2, 1e-1, 1.0, 10.0, 100.0)
-_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+# how much the server's embeddings may count beside those of the reader, and that of the mirrored payload among them
+_SHARES, _MIRRORED = (0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.5)
 
 
 class IdentityLinkageOptions(AttackOptions):
@@ -41,8 +43,9 @@ class IdentityLinkage(LinkageAttack):
 
     The encoder is the recogniser itself on the best linear estimate of the image (`front`), with a correction that
     reads the payload beside it, all trained on 1 - cosine to the embeddings of the clear images. One who knows the
-    server's parameters also maps the server's own embeddings linearly to the recogniser's. How much each of the two
-    counts is chosen on public faces that were held out. A recogniser without PyTorch weights is used as it is.
+    server's parameters also maps the server's own embeddings, of the payload and of its mirror image, linearly to the
+    recogniser's. How much each of them counts is chosen on public faces that were held out. A recogniser without
+    PyTorch weights is used as it is.
     """
 
     name = "identity-linkage"
@@ -57,42 +60,60 @@ class IdentityLinkage(LinkageAttack):
     def fit(self, attacker: Attacker) -> None:
         self._front = learn_front(attacker)
         targets = clear_targets(attacker.recogniser, self._front.examples.images)
-        self._reader = train_reader(
-            attacker,
-            self._front,
-            targets,
-            steps=attacker.budget.steps(self.options.steps),
-            rate=self.options.rate,
-        )
-        self._server = fit_server_map(attacker, self._front, targets) if self.options.server else None
-        self._share = self._choose_share(attacker, targets)
+        steps = attacker.budget.steps(self.options.steps)
+        reader = train_reader(attacker, self._front, targets, steps=steps, rate=self.options.rate)
+        self._sources: list[Callable[[Payload], Tensor]] = [lambda payload: reader(self._front(payload), flip=True)]
+        self._server = "not asked"
+        if self.options.server:
+            self._add_server(attacker, targets)
+        self._mixture = self._choose_mixture(attacker, targets)
 
     def link(self, attacker: Attacker, payload: Payload) -> Linkage:
-        parts = [
-            self._embed(attacker, payload.select(rows), self._share)
-            for rows in portions(len(payload), payload.schema, _BATCH)
-        ]
-        server = "not used" if self._server is None else f"{self._share:.0%} of the embedding"
-        return Linkage(torch.cat(parts), notes={"learned from": str(self._front), "the server's own embedding": server})
+        parts = [payload.select(rows) for rows in portions(len(payload), payload.schema, _BATCH)]
+        embeddings = torch.cat([sum_of(self._mixture, self._embed(part)) for part in parts])
+        server = f"{sum(self._mixture[1:]):.0%} of the embedding" if len(self._sources) > 1 else self._server
+        return Linkage(embeddings, notes={"learned from": str(self._front), "the server's own embedding": server})
 
-    def _embed(self, attacker: Attacker, payload: Payload, share: float) -> Tensor:
-        result = torch.zeros(len(payload), attacker.recogniser.embedding_size, device=attacker.device)
-        if share < 1:
-            result = result + (1 - share) * F.normalize(self._reader(self._front(payload)))
-        if share > 0 and self._server is not None:
-            result = result + share * F.normalize(self._server(attacker.embed(payload)))
-        return result
+    def _add_server(self, attacker: Attacker, targets: Tensor) -> None:
+        """Let the server's embeddings of a payload and of its mirror image count, if there is a server."""
+        rows = self._front.learning
+        try:
+            known = [
+                attacker.embed(payload) for payload in self._front.examples.in_portions(rows, attacker.generator(5))
+            ]
+        except MethodError as error:
+            self._server = f"none: {error}"
+            return
+        mapped = fit_map(unit(torch.cat(known)), targets[rows])
+        self._sources.append(lambda payload: mapped(unit(attacker.embed(payload))))
+        self._sources.append(lambda payload: mapped(unit(attacker.embed(mirrored(payload)))))
 
-    def _choose_share(self, attacker: Attacker, targets: Tensor) -> float:
-        """How much the server's embedding shall count: what tells held-out faces apart best."""
+    @torch.no_grad()
+    def _embed(self, payload: Payload) -> list[Tensor]:
+        """The unit embeddings (B,D) that each source gives."""
+        return [F.normalize(source(payload)) for source in self._sources]
+
+    def _choose_mixture(self, attacker: Attacker, targets: Tensor) -> tuple[float, ...]:
+        """The weights of the sources that tell held-out faces apart best."""
         rows = self._front.held_out
-        if self._server is None or not rows:
-            return 0.0
-        examples, generator = self._front.examples, attacker.generator(4)
-        seen = [examples.seen(rows[part.start : part.stop], generator) for part in portions(len(rows), examples.schema)]
-        reader, server = (torch.cat([self._embed(attacker, one, share) for one in seen]) for share in (0.0, 1.0))
-        scores = [_separation((1 - share) * reader + share * server, targets[rows]) for share in _SHARES]
-        return _SHARES[max(range(len(scores)), key=scores.__getitem__)]
+        if len(self._sources) == 1 or not rows:
+            return (1.0, *[0.0 for _ in self._sources[1:]])
+        payloads = self._front.examples.in_portions(rows, attacker.generator(4))
+        found = [torch.cat(parts) for parts in zip(*map(self._embed, payloads), strict=True)]
+        mixtures = [(1 - share, share * (1 - other), share * other) for share in _SHARES for other in _MIRRORED]
+        return max(mixtures, key=lambda weights: separation(sum_of(weights, found), targets[rows]))
+
+
+def sum_of(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
+    """The weighted sum of tensors of one shape."""
+    return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum(0)
+
+
+def mirrored(payload: Payload) -> Payload:
+    """A payload with its maps, tensors of two axes or more, flipped from left to right."""
+    specs = payload.schema.tensors
+    flipped = {name: part.flip(-1) if len(specs[name].shape) > 1 else part for name, part in payload.tensors.items()}
+    return Payload(payload.schema, flipped)
 
 
 def clear_targets(recogniser: Recogniser, images: Tensor) -> Tensor:
@@ -100,7 +121,7 @@ def clear_targets(recogniser: Recogniser, images: Tensor) -> Tensor:
     return F.normalize(recogniser.embed(images, flip=True)).to(images.device)
 
 
-def _separation(embeddings: Tensor, targets: Tensor) -> float:
+def separation(embeddings: Tensor, targets: Tensor) -> float:
     """How far own targets are more alike than those of others, in deviations of the latter."""
     cosines = F.normalize(embeddings) @ targets.T
     others = cosines[~torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)]
@@ -124,10 +145,12 @@ class Reader(nn.Module):
         nn.init.zeros_(self.numbers.weight)
         nn.init.zeros_(self.numbers.bias)
 
-    def forward(self, views: Views) -> Tensor:
-        """Embeddings (B,D)."""
+    def forward(self, views: Views, *, flip: bool = False) -> Tensor:
+        """Embeddings (B,D); `flip` adds those of the mirrored images."""
         image = views.image + self.correction(torch.cat([views.image, views.planes], 1))
         embedding: Tensor = self.trunk(self._preprocessing(image))
+        if flip:
+            embedding = embedding + self.trunk(self._preprocessing(image.flip(3)))
         return embedding + self.numbers(views.numbers) if views.numbers.shape[1] else embedding
 
 
@@ -137,8 +160,8 @@ class FixedReader:
     def __init__(self, recogniser: Recogniser) -> None:
         self._recogniser = recogniser
 
-    def __call__(self, views: Views) -> Tensor:
-        return self._recogniser.embed(views.image).to(views.image.device)
+    def __call__(self, views: Views, *, flip: bool = False) -> Tensor:
+        return self._recogniser.embed(views.image, flip=flip).to(views.image.device)
 
 
 def train_reader(attacker: Attacker, front: Front, targets: Tensor, *, steps: int, rate: float) -> Reader | FixedReader:
@@ -158,49 +181,3 @@ def train_reader(attacker: Attacker, front: Front, targets: Tensor, *, steps: in
         batch=_BATCH,
     )
     return reader
-
-
-# --- the server's embeddings --------------------------------------------------------------------------------------
-class ServerMap:
-    """A linear map from a server's embeddings to the recogniser's."""
-
-    def __init__(self, mean: Tensor, weights: Tensor, offset: Tensor) -> None:
-        self._mean, self._weights, self._offset = mean, weights, offset
-
-    def __call__(self, embeddings: Tensor) -> Tensor:
-        return (F.normalize(embeddings) - self._mean) @ self._weights + self._offset
-
-
-def fit_server_map(attacker: Attacker, front: Front, targets: Tensor) -> ServerMap | None:
-    """Ridge regression from the server's unit embeddings to the targets; None for a method without a server.
-
-    It shrinks towards the map that leaves embeddings as they are where both have one length, since many servers are
-    distilled from public recognisers, else towards none; how much is chosen on the held-out faces.
-    """
-    try:
-        known = _server_embeddings(attacker, front, front.learning)
-    except MethodError:
-        return None
-    rows = front.held_out or front.learning
-    judged = _server_embeddings(attacker, front, rows)
-    mean, wanted = known.mean(0), targets[front.learning]
-    centred = known - mean
-    start = torch.eye(known.shape[1]).to(known) if known.shape[1] == targets.shape[1] else None
-    offset = wanted.mean(0) if start is None else mean
-    left = wanted - offset if start is None else wanted - known
-    gram, cross = centred.T @ centred, centred.T @ left
-    maps = []
-    for ridge in _RIDGES:
-        damping = ridge * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
-        weights = torch.linalg.solve(gram + damping, cross)
-        maps.append(ServerMap(mean, weights if start is None else start + weights, offset))
-    return max(maps, key=lambda one: _separation(one(judged), targets[rows]))
-
-
-def _server_embeddings(attacker: Attacker, front: Front, rows: list[int]) -> Tensor:
-    generator = attacker.generator(5)
-    parts = [
-        attacker.embed(front.examples.seen(rows[part.start : part.stop], generator))
-        for part in portions(len(rows), front.examples.schema, _BATCH)
-    ]
-    return F.normalize(torch.cat(parts))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppfr.attacks.attacker import portions
 from ppfr.attacks.examples import Examples
 from ppfr.attacks.planes import PayloadPlanes
 
@@ -77,9 +76,8 @@ def _distinct(examples: Examples, planes: PayloadPlanes, generator: torch.Genera
     """The energy profiles (K,C) of the kinds that one face gives; a single one where nothing repeats."""
     found: list[Tensor] = []
     for count in (_FIRST, _MOST - _FIRST):
-        for rows in portions(count, examples.schema):
-            seen = planes.planes(examples.seen([0] * len(rows), generator))
-            for profile in channel_energies(seen):
+        for payload in examples.in_portions([0] * count, generator):
+            for profile in channel_energies(planes.planes(payload)):
                 if all(float((profile - known).abs().max()) > _ALIKE for known in found):
                     found.append(profile)
         # always the same, or nothing again
