@@ -28,6 +28,9 @@ from ppfr.progress import progress_callback
 from ppfr.reports.benchmarks import BenchmarkReport, to_json, write_benchmark
 from ppfr.reports.tables import Table
 
+# columns of figures that fit into 80 characters beside a name
+_WIDEST = 7
+
 
 @app.command()
 def benchmark(
@@ -174,10 +177,16 @@ def _print(report: BenchmarkReport) -> None:
 
 
 def _printed(table: Table) -> Printed:
-    """A table for a terminal, which has no room for columns without a figure of ours."""
+    """A table for a terminal, which has no room for columns without a figure of ours, nor for many: these lie down."""
     printed = Printed(title=f"{table.title}, %", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     measured = [place for place, value in enumerate(table.rows[0].values) if value.value is not None]
     printed.add_column("", overflow="fold")
+    if len(measured) > _WIDEST:
+        for row in table.rows:
+            printed.add_column(row.name, justify="right")
+        for place in measured:
+            printed.add_row(table.columns[place].name, *(table.cells(row)[place] for row in table.rows))
+        return printed
     for place in measured:
         printed.add_column(table.columns[place].name.replace("FAR=", ""), justify="right", no_wrap=True)
     for part in table.parts:

@@ -27,7 +27,7 @@ from ppfr.data.align import align
 from ppfr.data.faceset import FaceSet, Indices, Skipped
 from ppfr.data.images import FACE_SIZE, Images, in_threads, read_image
 from ppfr.errors import DataError
-from ppfr.progress import track
+from ppfr.progress import bar, track
 
 IMAGES_FOLDER, LISTS_FOLDER = "loose_crop", "meta"
 _BLOCK = 1024
@@ -99,6 +99,12 @@ def read_ijb(root: Path, prefix: str) -> IjbLists:
     Raises DataError naming file and line for anything that is not as `ppfr.data.ijb` says, for images that are listed
     twice or in another order, and for pairs and galleries of templates without images.
     """
+    with bar() as progress:
+        progress.add_task(f"{root.name}: reading the lists", total=None, note="")
+        return _read_lists(root, prefix)
+
+
+def _read_lists(root: Path, prefix: str) -> IjbLists:
     meta = root / LISTS_FOLDER
     points = meta / f"{prefix}_name_5pts_score.txt"
     media = meta / f"{prefix}_face_tid_mid.txt"

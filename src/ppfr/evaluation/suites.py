@@ -30,7 +30,7 @@ class SuiteResult:
     """What a benchmark gave: `rates` in [0, 1] under the headings of tables, and all `figures` as plain values.
 
     `deviations` are over the folds of a heterogeneous protocol. `remarks` say what to know of the figures, `skipped`
-    what they leave out.
+    what they leave out. `whole` is false for a set of another size than the published one.
     """
 
     suite: Suite
@@ -41,6 +41,7 @@ class SuiteResult:
     remarks: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     simulated: bool = False
+    whole: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -50,6 +51,7 @@ class SuiteResult:
             "rates": dict(self.rates),
             "deviations": dict(self.deviations),
             "simulated": self.simulated,
+            "whole": self.whole,
             "remarks": list(self.remarks),
             "skipped": [skipped._asdict() for skipped in self.skipped],
             "figures": dict(self.figures),
@@ -115,7 +117,8 @@ def _pairs(model: Model, suite: Suite, path: Path, settings: Settings) -> SuiteR
         path=path,
         rates={suite.column: figures.accuracy},
         figures=figures.to_dict(),
-        remarks=_part_of(suite.pairs, figures.pairs, "pairs"),
+        remarks=_part_of(suite, figures.pairs),
+        whole=figures.pairs == suite.pairs,
         skipped=tuple(faces.pairs.skipped),
     )
 
@@ -132,6 +135,7 @@ def _rfw(model: Model, suite: Suite, path: Path, settings: Settings) -> SuiteRes
         skipped += faces.pairs.skipped
     rates = {group: found.accuracy for group, found in figures.items()}
     accuracies = list(rates.values())
+    pairs = sum(found.pairs for found in figures.values())
     missing = [group for group in GROUPS if group not in figures]
     return SuiteResult(
         suite=suite,
@@ -139,9 +143,10 @@ def _rfw(model: Model, suite: Suite, path: Path, settings: Settings) -> SuiteRes
         rates=rates | {"mean": float(np.mean(accuracies)), "deviation": float(np.std(accuracies))},
         figures={group: found.to_dict() for group, found in figures.items()},
         remarks=(
-            *_part_of(suite.pairs, sum(found.pairs for found in figures.values()), "pairs"),
+            *_part_of(suite, pairs),
             *([f"no list of {', '.join(missing)}."] if missing else []),
         ),
+        whole=pairs == suite.pairs,
         skipped=tuple(skipped),
     )
 
@@ -188,16 +193,17 @@ def _ijb(model: Model, suite: Suite, path: Path, settings: Settings) -> SuiteRes
             "verification": verified.to_dict(),
             "search": {name: one.to_dict() for name, one in found.items()},
         },
-        remarks=(*_part_of(suite.pairs, verified.pairs, "pairs"), *remarks),
+        remarks=(*_part_of(suite, verified.pairs), *remarks),
+        whole=verified.pairs == suite.pairs,
         skipped=tuple(test.left_out),
     )
 
 
-def _part_of(whole: int | None, counted: int, what: str) -> tuple[str, ...]:
+def _part_of(suite: Suite, pairs: int) -> tuple[str, ...]:
     """A remark where a set has another size than the published one."""
-    if whole is None or counted == whole:
+    if pairs == suite.pairs:
         return ()
-    return (f"{counted:,} {what}, not the {whole:,} of the published set: not comparable with published figures.",)
+    return (f"{pairs:,} pairs, not the {suite.pairs:,} of the published set: not comparable with published figures.",)
 
 
 _EVALUATE: dict[Kind, Callable[[Model, Suite, Path, Settings], SuiteResult]] = {

@@ -74,13 +74,12 @@ class BenchmarkReport:
     def _visible(self, published: Mapping[str, Any]) -> Table:
         rates = {name: rate for result in self.results.values() for name, rate in result.rates.items()}
         columns = tuple(Column(name, published["digits"]) for name in published["columns"])
-        ours = Row(self.title, tuple(Quantity(_percent(rates.get(column.name))) for column in columns))
-        notes = [
-            f"{result.suite.title}: {remark}"
-            for result in self.results.values()
-            if result.suite.column in published["columns"]
-            for remark in result.remarks
-        ]
+        shown = [result for result in self.results.values() if result.suite.column in published["columns"]]
+        parts = [result.suite.column for result in shown if not result.whole]
+        # in the name, which no format leaves out
+        name = f"{self.title} (not the published set: {', '.join(parts)})" if parts else self.title
+        ours = Row(name, tuple(Quantity(_percent(rates.get(column.name))) for column in columns))
+        notes = [f"{result.suite.title}: {remark}" for result in shown for remark in result.remarks]
         return Table(
             published["title"],
             columns,
@@ -97,12 +96,11 @@ class BenchmarkReport:
     def _templates(self, results: Sequence[SuiteResult]) -> Table:
         names = list(dict.fromkeys(name for result in results for name in result.rates if name != result.suite.column))
         rows = [
-            Row(f"{self.title} on {result.suite.title}", tuple(Quantity(_percent(result.rates.get(n))) for n in names))
-            for result in results
+            Row(result.suite.title, tuple(Quantity(_percent(result.rates.get(n))) for n in names)) for result in results
         ]
         about = "1:1 over all template pairs; 1:N with mixed probes, the mean over both galleries; in %."
         notes = [f"{result.suite.title}: {remark}" for result in results for remark in result.remarks]
-        return Table("Templates", tuple(Column(name, 2) for name in names), tuple(rows), (about, *notes))
+        return Table(f"Templates: {self.title}", tuple(Column(name, 2) for name in names), tuple(rows), (about, *notes))
 
     def _protocol(self, published: Mapping[str, Any]) -> Table:
         result = self.results[published["protocol"]]
