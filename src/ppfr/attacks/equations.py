@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ppfr.attacks.affine import AffineClient, Survey, as_channels
+from ppfr.attacks.affine import AffineClient, Survey
 from ppfr.attacks.local import Factor, LocalOperator, LocalSystem, conjugate_gradients
+from ppfr.attacks.observed import Observed
 from ppfr.attacks.priors import FacePrior, clamp_planes, divergence, gradients
-from ppfr.methods.payload import Payload
 
 # rows whose channels are held in float64 at once
 _CHUNK = 8
@@ -25,8 +25,6 @@ _OVER_RELAXATION = 1.6
 _STILL = 0.01
 # where no hypothesis explains a payload, noise is measured in so many rounds, starting from this share of the signal
 _ADAPTATIONS, _FIRST_NOISE = 3, 0.1
-# values looked at to find a channel's quantiser, and how often each must occur in the mean to call it one
-_STEP_SAMPLE, _STEP_REPEATS = 2048, 4
 
 
 class Solver:
@@ -135,30 +133,31 @@ class Solver:
 
 
 class Equations:
-    """What rows of a payload say of their images under one hypothesis; unknown is the difference from the mean face.
+    """What payloads say of their images under one hypothesis; unknown is the difference from the mean face.
 
     `right` (B,3,H,W) are the right-hand sides of the normal equations and `start` their solutions; `misfit` (B,) is
     the residual as a fraction of the payload's difference from the mean face's, and `noise_ratio` (B,) the residual
-    over the assumed noise: `precision` of each channel's usual strength, plus that of its quantiser if there is one.
-    With `adapt` the assumed noise is raised to what the residuals show. `known` is
-    a solver to reuse where its matrix is the same.
+    over the assumed noise: `precision` of each channel's usual strength, plus what shows in the payloads themselves
+    (`Observed.noise`, of which `spread` is an option). With `adapt` the assumed noise is raised to what the residuals
+    show. `known` is a solver to reuse where its matrix is the same.
     """
 
     def __init__(
         self,
         client: AffineClient,
         found: Survey,
-        payload: Payload,
-        rows: Sequence[int],
+        observed: Observed,
         prior: FacePrior,
         *,
         precision: float,
         iterations: int,
+        spread: bool = False,
         adapt: bool = False,
         known: Solver | None = None,
     ) -> None:
-        self._client, self._found, self._payload, self._rows = client, found, payload, rows
-        assumed = [channel_noise(found, payload, name, rows, precision) for name in client.names]
+        self._client, self._found, self._observed = client, found, observed
+        shows = [observed.noise(name, spread=spread) for name in client.names]
+        assumed = [channel_noise(found, name, precision, seen) for name, seen in zip(client.names, shows, strict=True)]
         if not adapt:
             self._fit(assumed, prior, iterations, known)
             return
@@ -188,12 +187,11 @@ class Equations:
         return left
 
     def _chunks(self) -> Iterator[slice]:
-        return (slice(first, first + _CHUNK) for first in range(0, len(self._rows), _CHUNK))
+        return (slice(first, first + _CHUNK) for first in range(0, len(self._observed), _CHUNK))
 
     def _difference(self, chunk: slice) -> list[Tensor]:
         """What some payloads add to the mean face's."""
-        rows = list(self._rows[chunk])
-        return [as_channels(self._payload[name][rows]) - self._found.average[name] for name in self._client.names]
+        return [self._observed.channels(name, chunk) - self._found.average[name] for name in self._client.names]
 
     def _energies(self) -> tuple[list[Tensor], list[Tensor]]:
         """Mean squares of residuals and of the payload's difference from the mean face's, (B,C) by tensor."""
@@ -207,34 +205,14 @@ class Equations:
         return _joined(left), _joined(whole)
 
 
-def channel_noise(found: Survey, payload: Payload, name: str, rows: Sequence[int], precision: float) -> Tensor:
+def channel_noise(found: Survey, name: str, precision: float, seen: Tensor) -> Tensor:
     """Variance (C,) of the noise on each channel of a tensor; infinite for channels that never change.
 
-    `precision` is its share of a channel's usual strength; rounding to a grid, or to whole numbers, comes on top.
+    `precision` is its share of a channel's usual strength; `seen` (C,) is noise that shows and comes on top.
     """
-    tensor = payload[name][list(rows[:_CHUNK])]
-    steps = quantiser_steps(as_channels(tensor).double())
-    if not tensor.is_floating_point():
-        steps = steps.clamp_min(1.0)
     scale = found.scale[name]
-    noise = (precision * scale).square() + steps.square() / 12
+    noise = (precision * scale).square() + seen
     return torch.where(scale > 0, noise, torch.full_like(noise, float("inf")))
-
-
-def quantiser_steps(channels: Tensor) -> Tensor:
-    """The step (C,) of the grid on which values of channels (B,C,N) lie, the median over images.
-
-    0 for a channel that is not on a coarse grid: its values seldom repeat. Infinite for a constant one: the grid is too
-    coarse for it.
-    """
-    if channels.shape[2] < _STEP_REPEATS:
-        return channels.new_zeros(channels.shape[1])
-    sample = channels[..., :: -(-channels.shape[2] // _STEP_SAMPLE)].sort(dim=2).values
-    gaps = sample.diff(dim=2)
-    distinct = (gaps > 0).sum(2) + 1
-    least = torch.where(gaps > 0, gaps, torch.full_like(gaps, float("inf"))).amin(2)
-    coarse = distinct * _STEP_REPEATS <= sample.shape[2]
-    return torch.where(coarse, least, torch.zeros_like(least)).median(0).values
 
 
 def _joined(chunks: list[list[Tensor]]) -> list[Tensor]:

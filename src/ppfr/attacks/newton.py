@@ -10,11 +10,11 @@ from torch import Tensor
 from ppfr.attacks.affine import Survey, as_channels, send
 from ppfr.attacks.equations import PIXEL_SHARE, RANGE_TIE, channel_noise
 from ppfr.attacks.local import Factor, LocalSystem, conjugate_gradients
+from ppfr.attacks.observed import Observed
 from ppfr.attacks.priors import FacePrior, clamp_planes, divergence, gradients
 from ppfr.methods.base import Hypothesis
-from ppfr.methods.payload import Payload
 
-# rows whose graphs are held at once
+# images whose graphs are held at once
 _CHUNK = 4
 # noise is first taken to be this share of a channel's strength, and this much of the step before from then on
 _FIRST_NOISE, _NOISE_FALL = 0.3, 0.4
@@ -25,7 +25,7 @@ _FLAT_EDGE = 0.1
 _TOLERANCE = 1e-3
 
 
-def curved_tensors(hypothesis: Hypothesis, prior: FacePrior, names: Sequence[str]) -> tuple[str, ...]:
+def differentiable_tensors(hypothesis: Hypothesis, prior: FacePrior, names: Sequence[str]) -> tuple[str, ...]:
     """Of the tensors in `names` those whose derivative by the image exists and is not zero at the mean face."""
     with torch.enable_grad():
         planes = prior.mean[None].clone().requires_grad_()
@@ -65,7 +65,7 @@ class Linearised:
 
 
 class GaussNewton:
-    """The most probable images for some rows of a payload under one hypothesis about the client.
+    """The most probable images for some payloads under one hypothesis about the client.
 
     Minimises the same sum as linear inversion, but for edges that are rounded off near zero. Each step solves the
     client's linearisation by conjugate gradients (Levenberg 1944, Marquardt 1963), with total variation as reweighted
@@ -88,19 +88,20 @@ class GaussNewton:
         self._steps, self._iterations, self._precision = steps, iterations, precision
 
     def solve(
-        self, payload: Payload, rows: Sequence[int], start: Tensor, progress: Callable[[int], None] | None = None
+        self, observed: Observed, start: Tensor, progress: Callable[[int], None] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Planes (B,3,H,W) for rows of a payload, from `start`, and their misfit (B,) as `Recovery` has it."""
+        """Planes (B,3,H,W) of all images observed, from `start`, and their misfit (B,) as `Recovery` has it."""
         planes, misfits = [], []
-        for first in range(0, len(rows), _CHUNK):
-            chunk = list(rows[first : first + _CHUNK])
-            observed = [as_channels(payload[name][chunk]).double() for name in self._names]
-            quantised = [channel_noise(self._found, payload, name, chunk, 0.0) for name in self._names]
-            part = self._descend(observed, quantised, start[first : first + _CHUNK])
+        for first in range(0, len(observed), _CHUNK):
+            chunk = slice(first, first + _CHUNK)
+            seen = [observed.channels(name, chunk).double() for name in self._names]
+            shows = [observed.noise(name, chunk, spread=True) for name in self._names]
+            noise = [channel_noise(self._found, name, 0.0, one) for name, one in zip(self._names, shows, strict=True)]
+            part = self._descend(seen, noise, start[chunk])
             planes.append(clamp_planes(part))
-            misfits.append(self._misfit(observed, quantised, planes[-1]))
+            misfits.append(self._misfit(seen, noise, planes[-1]))
             if progress is not None:
-                progress(len(chunk))
+                progress(len(part))
         return torch.cat(planes), torch.cat(misfits)
 
     def _descend(self, observed: list[Tensor], quantised: list[Tensor], planes: Tensor) -> Tensor:

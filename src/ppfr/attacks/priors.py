@@ -7,11 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppfr.attacks.attacker import Attacker
+from ppfr.attacks.threat import Has
 from ppfr.transforms.color import join_luma_chroma, split_luma_chroma
 
 _MOST_FACES = 256
 _SAMPLES = 12
 _HALF_RANGE = 127.5
+# no spatial frequency is taken to vary by less than so many grey levels
+_LEAST_DEVIATION = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,13 @@ def faces_prior(faces: Tensor) -> FacePrior:
     )
 
 
+def public_prior(attacker: Attacker) -> FacePrior:
+    """A prior measured on the attacker's public faces, or one without data where there are none."""
+    if Has.FACES in attacker.holds:
+        return faces_prior(attacker.faces.images.to(attacker.device))
+    return smooth_prior(attacker.input_size, attacker.device)
+
+
 def smooth_prior(size: tuple[int, int], device: torch.device) -> FacePrior:
     """A prior without data: mid-grey, and the spread and edges of ordinary photographs.
 
@@ -65,6 +76,40 @@ def smooth_prior(size: tuple[int, int], device: torch.device) -> FacePrior:
         samples=mean + deviation[:, None, None] * fields,
         description="mid-grey and edges of ordinary photographs; no face was used",
     )
+
+
+class SpectralFaces:
+    """Faces as a Gaussian whose deviation depends on spatial frequency alone, and whiteners to descend in.
+
+    A face is mean + F^-1(deviation(f) * z(f)): z is of unit variance, whatever the frequency, so that steps of equal
+    size are right for skin and for hairs. The deviations are root mean squares over rings of equal frequency of what a
+    prior's samples add to its mean.
+    """
+
+    def __init__(self, prior: FacePrior) -> None:
+        self.mean = prior.mean.float()
+        self._size = tuple(prior.mean.shape[1:])
+        power = torch.fft.rfft2(prior.samples - prior.mean, norm="ortho").abs().square().mean(0)
+        rings = _rings(self._size).to(power.device)
+        counts = torch.bincount(rings.flatten()).clamp_min(1)
+        sums = [torch.bincount(rings.flatten(), plane.flatten()) / counts for plane in power]
+        self._deviation = torch.stack([total[rings] for total in sums]).sqrt().float().clamp_min(_LEAST_DEVIATION)
+
+    def start(self, count: int) -> Tensor:
+        """What stands for the mean face: zeros (count,3,H,W//2+1,2)."""
+        return self.mean.new_zeros((count, *self._deviation.shape, 2))
+
+    def planes(self, white: Tensor) -> Tensor:
+        """Planes (B,3,H,W) of whitened coefficients (B,3,H,W//2+1,2)."""
+        spectrum = torch.view_as_complex(white) * self._deviation
+        added: Tensor = torch.fft.irfft2(spectrum, s=self._size, norm="ortho")
+        return self.mean + added
+
+
+def _rings(size: tuple[int, ...]) -> Tensor:
+    """The number of the ring of equal frequency (H,W//2+1) that each coefficient of `rfft2` lies on."""
+    rows, columns = torch.fft.fftfreq(size[0]), torch.fft.rfftfreq(size[1])
+    return (torch.hypot(rows[:, None], columns) * max(size)).round().long()
 
 
 def to_planes(images: Tensor) -> Tensor:

@@ -54,6 +54,8 @@ class Profile:
         return told
 
 
+_FEWER_STEPS = {"steps": 10, "newton": 8, "iterations": 15}
+
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -63,7 +65,7 @@ PROFILES = {
             control_people=20,
             views=3,
             accuracy_images=6,
-            options={"linear-inversion": {"steps": 10, "newton": 8, "iterations": 15}},
+            options={"linear-inversion": _FEWER_STEPS, "multi-query-union": _FEWER_STEPS},
         ),
         Profile("standard", people=None, control_people=40, views=6, accuracy_images=None),
         Profile("full", people=None, control_people=None, views=12, accuracy_images=None),

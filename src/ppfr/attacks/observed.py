@@ -1,0 +1,114 @@
+"""What was seen of images: payloads under the hypotheses that were kept for them, several of one image joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ppfr.attacks.affine import Survey, as_channels
+from ppfr.methods.base import Hypothesis
+
+# payloads of so many images tell a tensor's noise
+_SAMPLE = 8
+# values looked at to find a channel's quantiser, and how often each must occur in the mean to call it one
+_STEP_SAMPLE, _STEP_REPEATS = 2048, 4
+
+
+def joined_hypothesis(hypotheses: Sequence[Hypothesis]) -> Hypothesis:
+    """A client that sends what each of several clients would send of an image, all at once."""
+    if len(hypotheses) == 1:
+        return hypotheses[0]
+
+    def apply(images: Tensor) -> dict[str, Tensor]:
+        sent = [hypothesis.apply(images) for hypothesis in hypotheses]
+        return {_label(name, place): part[name] for place, part in enumerate(sent) for name in part}
+
+    return Hypothesis(" + ".join(hypothesis.name for hypothesis in hypotheses), apply)
+
+
+def joined_survey(surveys: Sequence[Survey]) -> Survey:
+    """The survey of a `joined_hypothesis`, from those of its parts."""
+    joined = Survey({}, {}, {}, {})
+    for place, found in enumerate(surveys):
+        for whole, part in zip(vars(joined).values(), vars(found).values(), strict=True):
+            whole.update({_label(name, place): value for name, value in part.items()})
+    return joined
+
+
+def joined_names(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """What a `joined_hypothesis` of `count` parts calls the tensors in `names`."""
+    return tuple(_label(name, place) for place in range(count) for name in names)
+
+
+def _label(name: str, place: int) -> str:
+    return name if place == 0 else f"{name} of hypothesis {place + 1}"
+
+
+class Observed:
+    """Payloads of some images, arranged as the tensors of a `joined_hypothesis`.
+
+    `members[i][k]` are the rows of `tensors` that show image i under the k-th hypothesis of the joined one; where these
+    are several, their mean stands for them, so that noise averages out. All images have equally many.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], members: Sequence[Sequence[Sequence[int]]]) -> None:
+        self._members = members
+        self._sources = {
+            _label(name, place): (tensor, place) for place in range(len(members[0])) for name, tensor in tensors.items()
+        }
+
+    @classmethod
+    def single(cls, tensors: Mapping[str, Tensor], rows: Sequence[int]) -> Observed:
+        """One payload of each image: the given rows."""
+        return cls(tensors, [[[row]] for row in rows])
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def channels(self, name: str, images: slice) -> Tensor:
+        """Channels (B,C,N) of a tensor for some of the images."""
+        seen = self._seen(name, images)
+        if len(seen) == 1:
+            return seen[0]
+        return torch.stack([part.double() for part in seen]).mean(0)
+
+    def noise(self, name: str, images: slice = slice(None), *, spread: bool) -> Tensor:
+        """Variance (C,) of the noise that shows in a tensor of some of the images.
+
+        It is that of rounding to a grid, or to whole numbers, infinite where the grid is too coarse for a channel.
+        With `spread`, where several payloads of one image under one hypothesis differ by more than that, it is the
+        variance of their mean instead: noise before rounding averages out together with the rounding.
+        """
+        seen = self._seen(name, images, most=_SAMPLE)
+        steps = quantiser_steps(seen[0].double())
+        if not self._sources[name][0].is_floating_point():
+            steps = steps.clamp_min(1.0)
+        rounding = steps.square() / 12
+        if len(seen) == 1 or not spread:
+            return rounding
+        differences = torch.stack([part.double() for part in seen]).var(0).mean((0, 2))
+        return torch.where(differences > rounding, differences / len(seen), rounding)
+
+    def _seen(self, name: str, images: slice, most: int | None = None) -> list[Tensor]:
+        """The first payload of each image under the tensor's hypothesis, the second of each, and so on."""
+        tensor, place = self._sources[name]
+        rows = [members[place] for members in self._members[images][:most]]
+        return [as_channels(tensor[list(view)]) for view in zip(*rows, strict=True)]
+
+
+def quantiser_steps(channels: Tensor) -> Tensor:
+    """The step (C,) of the grid on which values of channels (B,C,N) lie, the median over images.
+
+    0 for a channel that is not on a coarse grid: its values seldom repeat. Infinite for a constant one: the grid is too
+    coarse for it.
+    """
+    if channels.shape[2] < _STEP_REPEATS:
+        return channels.new_zeros(channels.shape[1])
+    sample = channels[..., :: -(-channels.shape[2] // _STEP_SAMPLE)].sort(dim=2).values
+    gaps = sample.diff(dim=2)
+    distinct = (gaps > 0).sum(2) + 1
+    least = torch.where(gaps > 0, gaps, torch.full_like(gaps, float("inf"))).amin(2)
+    coarse = distinct * _STEP_REPEATS <= sample.shape[2]
+    return torch.where(coarse, least, torch.zeros_like(least)).median(0).values
