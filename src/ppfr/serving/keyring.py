@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ppfr.errors import GalleryError
 from ppfr.files import atomic_write
@@ -121,6 +123,10 @@ class Keyring:
             raise GalleryError(
                 f"a template does not open: it was damaged, or belongs elsewhere than {context}"
             ) from error
+
+    def derive(self, purpose: str) -> bytes:
+        """A key of 32 bytes for another purpose (HKDF-SHA-256, RFC 5869), of the current key; changes with it."""
+        return HKDF(hashes.SHA256(), _KEY, None, f"ppfr {purpose}".encode()).derive(self._keys[self.current])
 
 
 def _key_id(key: bytes) -> str:
