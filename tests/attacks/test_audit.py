@@ -175,6 +175,20 @@ def test_templates_prove_themselves_on_those_of_the_recogniser(faces: Any, judge
     assert without.accuracy is None
 
 
+def test_links_of_templates_are_shown_and_are_no_part_of_the_score(faces: Any, judge: Any) -> None:
+    class Own(PixelJudge):
+        name, sha256 = "own", "0" * 64
+
+    own: Any = Own()
+    server = client(lambda images: images, embed=lambda tensors: own.embed(tensors["payload"]))
+    card = run(server, faces, judge, recogniser=own, with_attacks=["cross-matching"]).card
+    (finding,) = card.findings
+    assert finding.status == "reliable" and not finding.finds_people and finding.result is not None
+    assert finding.result.privacy == 0 and finding.result.leak == finding.result.ceiling
+    assert "D_sys" in finding.result.measure and "share all secrets" in finding.notes["matching"]
+    assert card.privacy is None and "no attack that looks for people was run" in card.verdict
+
+
 def timeless(card: Card) -> dict[str, Any]:
     return card.model_dump(exclude={"times"})
 

@@ -58,6 +58,9 @@ def test_an_attack_counts_only_if_its_control_passed(make_finding: MakeFinding) 
     assert (weak.status, doubtful.status) == ("reliable", "unreliable")
     assert worst_finding([doubtful, weak]) is weak
     assert worst_finding([doubtful]) is None
+    trait = weak.model_copy(update={"finds_people": False})
+    assert worst_finding([trait, weak]) is weak and worst_finding([trait]) is None
+    assert "no attack that looks for people" in verdict("Toy", [trait])
     assert "learned-inversion gets 40%" in verdict("Toy", [doubtful, weak])
     assert "1 attack unreliable, not counted" in verdict("Toy", [doubtful, weak])
     assert "nothing can be said" in verdict("Toy", [doubtful])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppfr.attacks.deployments import second_deployment
 from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
@@ -162,6 +163,27 @@ def observe(target: Method, images: Tensor, sees: Sees, views: int, generator: t
         return [stored_templates(target, one) for one in seen] if sees is Sees.TEMPLATES else seen
 
 
+@dataclass(frozen=True)
+class Deployments:
+    """Two deployments of one method, with which the same people enrol; see `second_deployment`."""
+
+    first: Method
+    second: Method
+
+    @property
+    def alike(self) -> bool:
+        """Whether nothing tells the two apart."""
+        return self.first is self.second
+
+    def enrol(self, images: Tensor, generator: torch.Generator, *, second: bool) -> Tensor:
+        """Templates (B,D) that one of the two stores of images (B,3,H,W) in [-1,1].
+
+        Raises MethodError for a method without a server.
+        """
+        target = self.second if second else self.first
+        return observe(target, images, Sees.TEMPLATES, 1, generator)[0]["template"]
+
+
 class Attacker:
     """All that an attack can reach. Each thing is handed out only if the threat model grants it.
 
@@ -278,6 +300,16 @@ class Attacker:
             _SHARED[self._method] = known
         found: _Learned = known[2]
         return found
+
+    def deployments(self) -> Deployments:
+        """The target and a second deployment of it, for one who sees templates and can enrol faces with both.
+
+        Raises AttackError for one who cannot, and when the target does not say how other secrets are drawn.
+        """
+        self._require(Has.QUERIES)
+        if self.threat.sees is not Sees.TEMPLATES:
+            raise AttackError(f"deployments of {self.target.name} are compared by templates, not by {self.threat.sees}")
+        return Deployments(self._method, second_deployment(self._method, self.seed))
 
     def split_views(self, payload: Payload) -> list[Payload]:
         """The first payload of every image, the second of every image, and so on."""

@@ -33,6 +33,7 @@ from ppfr.attacks.card import (
     verdict,
     worst_finding,
 )
+from ppfr.attacks.cross_matching import CrossMatch, Unlinkability
 from ppfr.attacks.profiles import Profile, find_profile
 from ppfr.attacks.success import Success, Truth
 from ppfr.attacks.threat import Sees, ThreatModel
@@ -58,6 +59,7 @@ from ppfr.training.run import Run, versions
 _LEAKS = {
     "rank1": "people found first among {people}",
     "attribute_accuracy": "attribute read off rightly",
+    "d_sys": "linkability D_sys of templates across deployments",
 }
 _TITLES = {
     "ssim": "SSIM",
@@ -265,6 +267,7 @@ class _AuditRun:
                     threat=None,
                     status="not applicable",
                     reason=str(error),
+                    finds_people=attack.finds_people,
                     options=options,
                 ),
                 [],
@@ -277,6 +280,7 @@ class _AuditRun:
             threat=_attacker(outcome.result.threat),
             status="reliable" if passed else "unreliable",
             reason=reason,
+            finds_people=attack.finds_people,
             result=result,
             control=control,
             further={
@@ -387,7 +391,7 @@ class _AuditRun:
             ]
         if isinstance(result, Linkage) and self.recogniser is not None:
             return [success.LinkIdentification(self.recogniser), success.PairLinkage(self.recogniser)]
-        return []
+        return [Unlinkability()]
 
     def _measured(self, outcome: _Outcome) -> Measured:
         name = next((name for name in _LEAKS if name in outcome.figures), None)
@@ -515,6 +519,9 @@ def _joined(found: Sequence[Result]) -> Result:
     if isinstance(first, Linkage):
         embeddings = torch.cat([part.embeddings for part in found if isinstance(part, Linkage)])
         return replace(first, embeddings=embeddings, seconds=seconds)
+    if isinstance(first, CrossMatch):
+        templates = torch.cat([part.templates for part in found if isinstance(part, CrossMatch)])
+        return replace(first, templates=templates, seconds=seconds)
     if isinstance(first, Inference):
         classes = torch.cat([part.classes for part in found if isinstance(part, Inference)])
         return replace(first, classes=classes, seconds=seconds)

@@ -156,6 +156,8 @@ class Attack(ABC, Generic[Found]):
     Options: ClassVar[type[AttackOptions]] = AttackOptions
     views: ClassVar[int] = 1
     """How many payloads of each image it is usually tried with."""
+    finds_people: ClassVar[bool] = True
+    """Whether it says whose face it is; only that counts towards the privacy score."""
 
     def __init__(self, options: AttackOptions | None = None) -> None:
         self.options = self.Options() if options is None else options

@@ -85,7 +85,8 @@ class Control(Part):
 class Finding(Part):
     """One attack: under which threat model it ran, what it got, and whether it proved itself on a weakened target.
 
-    `further` holds measures beside the leak. Only reliable findings count towards the verdict.
+    `finds_people` is whether what it got is whose face it is, rather than a trait or a link of two templates.
+    Only reliable findings that do so count towards the verdict. `further` holds measures beside the leak.
     """
 
     attack: str
@@ -93,6 +94,7 @@ class Finding(Part):
     threat: Attacker | None
     status: Status
     reason: str = ""
+    finds_people: bool = True
     result: Measured | None = None
     control: Control | None = None
     further: dict[str, Beside] = Field(default_factory=dict)
@@ -241,8 +243,8 @@ def proves(control: Measured) -> bool:
 
 
 def worst_finding(findings: Sequence[Finding]) -> Finding | None:
-    """The reliable finding with the least privacy, the first of equals; None without a reliable one."""
-    reliable = [finding for finding in findings if finding.status == "reliable"]
+    """The reliable finding of people with the least privacy, the first of equals; None without a reliable one."""
+    reliable = [finding for finding in findings if finding.status == "reliable" and finding.finds_people]
     return min(reliable, key=_score, default=None)
 
 
@@ -255,6 +257,8 @@ def verdict(title: str, findings: Sequence[Finding]) -> str:
     worst = worst_finding(findings)
     unreliable = sum(finding.status == "unreliable" for finding in findings)
     doubt = f" ({unreliable} attack{'s' if unreliable > 1 else ''} unreliable, not counted)" if unreliable else ""
+    if findings and not any(finding.finds_people for finding in findings):
+        return f"{title}: nothing is said of who can be found, because no attack that looks for people was run."
     if worst is None or worst.result is None:
         return f"{title}: nothing can be said, because no attack proved itself on a weakened target{doubt}."
     result = worst.result

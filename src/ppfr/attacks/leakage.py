@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppfr.attacks.attacker import Budget, Progress, PublicFaces, observe
 from ppfr.attacks.base import Attack, Recovery, Result
+from ppfr.attacks.cross_matching import Unlinkability
 from ppfr.attacks.success import (
     Embedder,
     Figure,
@@ -130,6 +131,9 @@ class Leakage:
             if name in self.figures:
                 figure = self.figures[name]
                 told.append(f"{name.replace('_', ' ')} {figure.value:.1%} (clear {figure.ceiling:.1%})")
+        if "d_sys" in self.figures:
+            figure = self.figures["d_sys"]
+            told.append(f"D_sys {figure.value:.2f} (same secrets {figure.ceiling:.2f})")
         return f"{self.attack} on {self.method}: {', '.join(told)}; {self.people} people; attacker {self.threat}"
 
 
@@ -238,7 +242,7 @@ def leakage_of(
     result: Result, truth: Truth, *, judge: Embedder | None = None, recogniser: Embedder | None = None
 ) -> Leakage:
     """All figures of a result: pixels, and who is identified by the judge or, for embeddings, by the attacker."""
-    successes: list[Success] = [PixelSimilarity()]
+    successes: list[Success] = [PixelSimilarity(), Unlinkability()]
     if judge is not None:
         successes += [ReIdentification(judge), PairLinkage(judge)]
     if recogniser is not None:

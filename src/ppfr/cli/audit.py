@@ -143,7 +143,7 @@ def _row(finding: Finding) -> list[str]:
         f"{result.chance:.0%}",
         f"{result.privacy:.2f}",
         "-" if control is None else f"{control.result.leak.value:.0%}",
-        finding.status,
+        finding.status if finding.finds_people else f"{finding.status}, not in the score",
     ]
 
 

@@ -207,9 +207,13 @@ def _line(finding: Finding) -> dict[str, Any]:
     return {
         "finding": finding,
         "cells": cells,
-        "measure": "" if result is None else f"{result.measure}, {result.people} people",
+        "measure": "" if result is None else f"{result.measure}, {result.people} people{_counts(finding)}",
         "further": "; ".join(further),
     }
+
+
+def _counts(finding: Finding) -> str:
+    return "" if finding.finds_people else "; no identity, so not part of the score"
 
 
 def _share(figure: Figure) -> Cell:
