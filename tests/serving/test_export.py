@@ -11,27 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from ppfr.errors import CheckpointError, PayloadError
-from ppfr.methods import BackboneSpec, Method, Payload, create
+from ppfr.methods import Payload, create
 from ppfr.serving.contract import Contract
-from ppfr.serving.export import Embedder, Protector, export_method
-
-SPEC = BackboneSpec("ir18", 16, 0.125, (32, 32))
-
-
-def build(seed: int = 0, **options: object) -> Method:
-    return create("partialface", SPEC, seed=seed, table="random", table_seed=77, **options)
-
-
-@pytest.fixture(scope="session")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("deployment")
-    exported = export_method(build(), folder, coding="planes:0.02")
-    assert exported.difference < 1e-4 and exported.batch == 1
-    return folder
+from ppfr.serving.export import Embedder, Protector
+from serving.conftest import SPEC, build_method
 
 
 def test_client_bytes_embed_as_the_method_does(deployment: Path) -> None:
-    method, client, server = build(), Protector(deployment / "client"), Embedder(deployment / "server")
+    method, client, server = build_method(), Protector(deployment / "client"), Embedder(deployment / "server")
     images = torch.rand((2, 3, 32, 32), generator=torch.Generator().manual_seed(1)) * 2 - 1
     data = client.to_bytes(images, torch.Generator().manual_seed(5))
     payload = Payload.from_bytes(data, server.contract.schema, contract=server.contract.id)
@@ -80,22 +67,22 @@ def test_a_folder_that_is_no_deployment_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_contract_binds_weights_and_settings_and_comes_back(tmp_path: Path) -> None:
-    contract = Contract.of(build(), "int8")
+    contract = Contract.of(build_method(), "int8")
     contract.save(tmp_path)
     assert Contract.load(tmp_path) == contract
-    assert Contract.of(build(), "float32").id == contract.id
-    assert Contract.of(build(seed=1)).id != contract.id
-    assert Contract.of(build(training_subsets=6)).id != contract.id
+    assert Contract.of(build_method(), "float32").id == contract.id
+    assert Contract.of(build_method(seed=1)).id != contract.id
+    assert Contract.of(build_method(training_subsets=6)).id != contract.id
 
 
 def test_the_contract_is_the_same_for_any_secret() -> None:
-    ours, theirs = build(), create("partialface", SPEC, table="random", table_seed=78)
+    ours, theirs = build_method(), create("partialface", SPEC, table="random", table_seed=78)
     assert Contract.of(ours).id == Contract.of(theirs).id
 
 
 def test_a_payload_of_another_deployment_is_refused(deployment: Path) -> None:
     client = Protector(deployment / "client")
     data = client.to_bytes(torch.rand((1, 3, 32, 32), generator=torch.Generator().manual_seed(0)))
-    other = Contract.of(build(seed=1))
+    other = Contract.of(build_method(seed=1))
     with pytest.raises(PayloadError, match="made for contract"):
         Payload.from_bytes(data, other.schema, contract=other.id)

@@ -27,6 +27,7 @@ COMMANDS = (
     "compare",
     "protect",
     "export",
+    "serve",
     "prepare",
     "convert",
     "lists",

@@ -1,0 +1,40 @@
+"""A deployment small enough for tests, and the bytes that its client sends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppfr.methods import BackboneSpec, Method, create
+from ppfr.serving.export import Protector, export_method
+
+SPEC = BackboneSpec("ir18", 16, 0.125, (32, 32))
+
+
+def build_method(seed: int = 0, **options: object) -> Method:
+    return create("partialface", SPEC, seed=seed, table="random", table_seed=77, **options)
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deployment")
+    exported = export_method(build_method(), folder, coding="planes:0.02")
+    assert exported.difference < 1e-4 and exported.batch == 1
+    return folder
+
+
+@pytest.fixture(scope="session")
+def send(deployment: Path) -> Callable[..., bytes]:
+    """The message of random images, by number."""
+    client = Protector(deployment / "client")
+
+    def message(*numbers: int, draw: int = 0) -> bytes:
+        images = [
+            torch.rand((1, 3, 32, 32), generator=torch.Generator().manual_seed(number)) * 2 - 1 for number in numbers
+        ]
+        return client.to_bytes(torch.cat(images), torch.Generator().manual_seed(draw))
+
+    return message
