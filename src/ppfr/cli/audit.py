@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ppfr.attacks.audit import audit_run
@@ -116,9 +117,11 @@ def _chosen(names: str | None) -> list[str] | None:
 
 
 def _print(card: Card) -> None:
-    table = Table()
-    for heading in ("attack", "found (95 %)", "clear", "chance", "privacy", "control", ""):
-        table.add_column(heading, no_wrap=heading != "attack")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("attack", "found (95 %)", "clear", "chance", "privacy", "control"):
+        table.add_column(heading, no_wrap=True)
+    # the one that may take a second line in a narrow terminal
+    table.add_column("")
     for finding in card.findings:
         table.add_row(*_row(finding))
     out.print(table)
