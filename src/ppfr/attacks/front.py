@@ -102,7 +102,7 @@ class Front:
     def lessons(self, steps: int, batch: int, generator: torch.Generator) -> Iterator[tuple[Views, Tensor]]:
         """`steps` batches to learn from, and which examples (B,) they are of.
 
-        First come the payloads that were looked at already, in random order; then new looks at the same faces.
+        First come the payloads that were looked at already, in random order; then other looks at all faces.
         """
         order: list[int] = []
         epoch = -1
@@ -112,8 +112,7 @@ class Front:
                 count = len(self._held.rows) if epoch == 0 else len(self.learning)
                 order = torch.randperm(count, generator=generator).tolist()
             chosen, order = order[:batch], order[batch:]
-            if epoch == 0 or not self.examples.fresh:
-                chosen = [index % len(self._held.rows) for index in chosen]
+            if epoch == 0:
                 held = self._held
                 views = self._views(held.planes[chosen].float(), held.kinds[chosen], held.numbers[chosen])
                 yield views, held.rows[chosen]
