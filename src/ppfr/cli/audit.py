@@ -117,11 +117,9 @@ def _chosen(names: str | None) -> list[str] | None:
 
 
 def _print(card: Card) -> None:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("attack", "found (95 %)", "clear", "chance", "privacy", "control"):
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("attack", "found (95 %)", "clear", "chance", "score", "control", "counts"):
         table.add_column(heading, no_wrap=True)
-    # the one that may take a second line in a narrow terminal
-    table.add_column("")
     for finding in card.findings:
         table.add_row(*_row(finding))
     out.print(table)
@@ -138,7 +136,7 @@ def _print(card: Card) -> None:
 def _row(finding: Finding) -> list[str]:
     result, control = finding.result, finding.control
     if result is None:
-        return [finding.attack, "-", "-", "-", "-", "-", finding.status]
+        return [finding.attack, "-", "-", "-", "-", "-", "does not apply"]
     return [
         finding.attack,
         f"{result.leak.value:.0%} ({100 * result.leak.low:.0f}-{100 * result.leak.high:.0f})",
@@ -146,8 +144,14 @@ def _row(finding: Finding) -> list[str]:
         f"{result.chance:.0%}",
         f"{result.privacy:.2f}",
         "-" if control is None else f"{control.result.leak.value:.0%}",
-        finding.status if finding.finds_people else f"{finding.status}, not in the score",
+        _counts(finding),
     ]
+
+
+def _counts(finding: Finding) -> str:
+    if finding.status != "reliable":
+        return finding.status
+    return "yes" if finding.finds_people else "beside"
 
 
 def _compare(cards: list[Card], folder: Path | None, as_json: bool) -> None:
