@@ -6,6 +6,8 @@ payload = method.protect(images)          # on the client: images (B,3,112,112) 
 embedding = method.embed(payload)         # on the server
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ppfr.errors import (
     AttackError,
     CheckpointError,
@@ -22,11 +24,16 @@ from ppfr.methods.files import load_method as load
 from ppfr.methods.files import save_method as save
 from ppfr.networks import load_checkpoint, load_recogniser
 
+if TYPE_CHECKING:
+    from ppfr.serving.client import AsyncClient, Client
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClient",
     "AttackError",
     "CheckpointError",
+    "Client",
     "DataError",
     "Method",
     "MethodError",
@@ -46,3 +53,12 @@ __all__ = [
     "register",
     "save",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # what talks HTTP is loaded when it is asked for
+    if name in ("Client", "AsyncClient"):
+        from ppfr.serving import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module 'ppfr' has no attribute {name!r}")

@@ -37,3 +37,11 @@ class AttackError(PpfrError, ValueError):
 
 class GalleryError(PpfrError, ValueError):
     """A gallery, its keys or its index used in a way that would lose, mix up or expose templates."""
+
+
+class ServiceError(PpfrError):
+    """A server that refused a request, or did not answer; `status` is the HTTP status, None without an answer."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -160,6 +161,8 @@ def test_names_are_only_names(http: TestClient, keys: dict, send: Send, name: st
         return
     assert answer.json() == {"subject": name}
     assert http.get(f"{API}/subjects", headers=keys["enrol"]).json() == {"subjects": [name]}
+    path = f"{API}/subjects/{quote(name, safe='')}"
+    assert http.delete(path, headers=keys["enrol"]).json() == {"subject": name}
 
 
 def test_logs_and_metrics_name_routes_not_people(
@@ -168,7 +171,7 @@ def test_logs_and_metrics_name_routes_not_people(
     with caplog.at_level(logging.INFO, "ppfr.serving.access"):
         http.delete(f"{API}/subjects/Ada Lovelace", headers=keys["enrol"])
     line = json.loads(caplog.records[-1].message)
-    assert line["route"].endswith("/subjects/{subject}") and line["status"] == 404
+    assert line["route"].endswith("/subjects/{subject:path}") and line["status"] == 404
     text = http.get("/metrics").text
     assert "ppfr_requests_total" in text and 'status="404"' in text
     assert "Ada" not in text + caplog.text

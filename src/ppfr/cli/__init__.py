@@ -28,6 +28,7 @@ COMMANDS = (
     "protect",
     "export",
     "serve",
+    "recognise",
     "prepare",
     "convert",
     "lists",

@@ -175,7 +175,7 @@ def list_subjects(request: Request, key: Enroller) -> dict[str, list[str]]:
     return {"subjects": _service(request).gallery.subjects()}
 
 
-@_API.put("/recognition/subjects/{subject}")
+@_API.put("/recognition/subjects/{subject:path}")
 def rename_subject(request: Request, subject: PathName, body: SubjectBody, key: Enroller) -> dict[str, bool]:
     """Rename a subject; if the new name exists, the faces move there."""
     if not _service(request).gallery.rename_subject(subject, body.subject, key.id):
@@ -183,7 +183,7 @@ def rename_subject(request: Request, subject: PathName, body: SubjectBody, key: 
     return {"updated": True}
 
 
-@_API.delete("/recognition/subjects/{subject}")
+@_API.delete("/recognition/subjects/{subject:path}")
 def delete_subject(request: Request, subject: PathName, key: Enroller) -> dict[str, str]:
     """Remove a subject and its templates for good."""
     service = _service(request)
@@ -276,6 +276,15 @@ async def verify_face(request: Request, image_id: FaceId, key: Recogniser, messa
     found = await run_in_threadpool(_service(request).verify_face, message, image_id)
     if found is None:
         raise HTTPException(404, "there is no such face")
+    return {"result": [{"subject": found.subject, "similarity": found.similarity}]}
+
+
+@_API.post("/recognition/subjects/{subject:path}/verify", openapi_extra=_PAYLOAD)
+async def verify_subject(request: Request, subject: PathName, key: Recogniser, message: Message) -> dict[str, Any]:
+    """How similar a probe is to the nearest face of a subject (not among CompreFace's routes)."""
+    found = await run_in_threadpool(_service(request).verify_subject, message, subject)
+    if found is None:
+        raise HTTPException(404, "there is no such subject, or it has no face")
     return {"result": [{"subject": found.subject, "similarity": found.similarity}]}
 
 

@@ -81,6 +81,15 @@ class Service:
             return None
         return Likeness(owner, _cosine(self._embed(message, images=1)[0], template))
 
+    def verify_subject(self, message: bytes, subject: str) -> Likeness | None:
+        """How similar the probe is to the nearest face of a subject; None for a subject without faces."""
+        templates = [self.gallery.template(face.id) for face in self.gallery.faces(subject)]
+        held = [template for template in templates if template is not None]
+        if not held:
+            return None
+        probe = self._embed(message, images=1)[0]
+        return Likeness(subject, max(_cosine(probe, template) for template in held))
+
     def verify_pair(self, message: bytes) -> float:
         """The cosine of two faces that nobody enrolled; the message holds both images' payloads."""
         first, second = self._embed(message, images=2)
