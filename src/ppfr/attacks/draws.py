@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ppfr.attacks.affine import AFFINE_TOLERANCE, as_channels, send
+from ppfr.attacks.affine import AFFINE_TOLERANCE, send
 from ppfr.attacks.attacker import Attacker
+from ppfr.attacks.newton import require_gradients
 from ppfr.attacks.priors import FacePrior
 from ppfr.errors import AttackError
 from ppfr.methods.base import Hypothesis
@@ -21,43 +22,64 @@ _FACES = 4
 _MEAN_DRAWS = 64
 
 
-def expected_client(attacker: Attacker, draws: int) -> Hypothesis:
-    """What the client sends on average over a few draws, the same for every image; raises AttackError as `client`."""
+def expected_client(attacker: Attacker, prior: FacePrior, draws: int) -> Hypothesis:
+    """The client without its noise where noise is all that its draws do, else what it sends on average over `draws`.
+
+    Raises AttackError where no gradient reaches the image.
+    """
+    if _draws_differ(attacker, prior) is None:
+        return _without_noise(attacker, prior)
     return Hypothesis(f"mean of {draws} draws", _mean([attacker.client(draw) for draw in range(draws)]))
 
 
 def additive_client(attacker: Attacker, prior: FacePrior) -> Hypothesis:
     """The client without its noise, where noise is all that its draws do: it is added, whatever the image.
 
-    Raises AttackError where two draws do not differ by the same for all faces, as where draws permute or mask.
+    Raises AttackError where two draws do not differ by the same for all faces, as where draws permute or mask, and
+    where no gradient reaches the image.
     """
-    first, second = (attacker.client(draw) for draw in range(2))
+    found = _draws_differ(attacker, prior)
+    if found is not None:
+        name, share = found
+        raise AttackError(
+            f"{attacker.target.name} lists no hypotheses about its client, and its draws do more than add noise: "
+            f"between two draws {name!r} changes by {share:.2g} of its variation, differently for each face. Nothing "
+            "joins its payloads; use an attack that learns from examples"
+        )
+    return _without_noise(attacker, prior)
+
+
+@torch.no_grad()
+def _draws_differ(attacker: Attacker, prior: FacePrior) -> tuple[str, float] | None:
+    """The first tensor whose difference between two draws depends on the face, and by how much of its variation."""
+    first, second = (Hypothesis(f"draw {draw}", attacker.client(draw)) for draw in range(2))
+    # first of all, for one pass of some clients takes seconds
+    require_gradients(attacker.target.name, first, prior, list(attacker.schema.tensors))
     faces = prior.samples[:_FACES]
-    with torch.no_grad():
-        sent = [send(Hypothesis("", apply), faces) for apply in (first, second)]
-        for name, answer in sent[0].items():
-            _check_additive(attacker.target.name, name, as_channels(answer), as_channels(sent[1][name]))
-        mean_face = Hypothesis("", _mean([attacker.client(draw) for draw in range(_MEAN_DRAWS)]))
-        middle = send(mean_face, prior.mean[None])
-        drawn = send(Hypothesis("", first), prior.mean[None])
-    shift = {name: (middle[name] - drawn[name]) for name in middle}
+    one, two = send(first, faces), send(second, faces)
+    for name, answer in one.items():
+        change, variation = _spread(answer.double() - two[name].double()), _spread(answer.double())
+        if change > AFFINE_TOLERANCE * variation:
+            return name, change / max(variation, 1e-30)
+    return None
+
+
+def _spread(answers: Tensor) -> float:
+    return float((answers - answers[:1]).square().mean().sqrt())
+
+
+@torch.no_grad()
+def _without_noise(attacker: Attacker, prior: FacePrior) -> Hypothesis:
+    first = attacker.client(0)
+    mean_face = prior.mean[None]
+    drawn = send(Hypothesis("first draw", first), mean_face)
+    usual = send(Hypothesis("usual draw", _mean([attacker.client(draw) for draw in range(_MEAN_DRAWS)])), mean_face)
+    shift = {name: usual[name] - drawn[name] for name in drawn}
 
     def apply(images: Tensor) -> dict[str, Tensor]:
         return {name: answer + shift[name] for name, answer in first(images).items()}
 
     return Hypothesis("client without its noise", apply)
-
-
-def _check_additive(method: str, name: str, first: Tensor, second: Tensor) -> None:
-    difference = first.double() - second.double()
-    changes = float((difference - difference[:1]).square().mean().sqrt())
-    varies = float((first.double() - first[:1].double()).square().mean().sqrt())
-    if changes > AFFINE_TOLERANCE * varies:
-        raise AttackError(
-            f"{method} lists no hypotheses about its client, and its draws do more than add noise: between two draws "
-            f"{name!r} changes by {changes / max(varies, 1e-30):.2g} of its variation, differently for each face. "
-            "Nothing joins its payloads; use an attack that learns from examples"
-        )
 
 
 def _mean(clients: list[Apply]) -> Apply:

@@ -12,6 +12,7 @@ from ppfr.attacks.equations import PIXEL_SHARE, RANGE_TIE, channel_noise
 from ppfr.attacks.local import Factor, LocalSystem, conjugate_gradients
 from ppfr.attacks.observed import Observed
 from ppfr.attacks.priors import FacePrior, clamp_planes, divergence, gradients
+from ppfr.errors import AttackError
 from ppfr.methods.base import Hypothesis
 
 # images whose graphs are held at once
@@ -36,6 +37,18 @@ def differentiable_tensors(hypothesis: Hypothesis, prior: FacePrior, names: Sequ
             if sent[name].requires_grad
             and bool(torch.autograd.grad(sent[name].sum(), planes, retain_graph=True)[0].any())
         )
+
+
+def require_gradients(method: str, hypothesis: Hypothesis, prior: FacePrior, names: Sequence[str]) -> tuple[str, ...]:
+    """The `differentiable_tensors` of a method's client; raises AttackError where there are none."""
+    found = differentiable_tensors(hypothesis, prior, names)
+    if not found:
+        raise AttackError(
+            f"{method} is not differentiable: under hypothesis {hypothesis.name!r} no gradient of its payload reaches "
+            "the image. Write hypotheses that give the values before rounding, or use an attack that learns from "
+            "examples"
+        )
+    return found
 
 
 class Linearised:

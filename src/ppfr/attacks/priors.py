@@ -93,15 +93,15 @@ class SpectralFaces:
         rings = _rings(self._size).to(power.device)
         counts = torch.bincount(rings.flatten()).clamp_min(1)
         sums = [torch.bincount(rings.flatten(), plane.flatten()) / counts for plane in power]
-        self._deviation = torch.stack([total[rings] for total in sums]).sqrt().float().clamp_min(_LEAST_DEVIATION)
+        self.deviation = torch.stack([total[rings] for total in sums]).sqrt().float().clamp_min(_LEAST_DEVIATION)
 
     def start(self, count: int) -> Tensor:
         """What stands for the mean face: zeros (count,3,H,W//2+1,2)."""
-        return self.mean.new_zeros((count, *self._deviation.shape, 2))
+        return self.mean.new_zeros((count, *self.deviation.shape, 2))
 
     def planes(self, white: Tensor) -> Tensor:
         """Planes (B,3,H,W) of whitened coefficients (B,3,H,W//2+1,2)."""
-        spectrum = torch.view_as_complex(white) * self._deviation
+        spectrum = torch.view_as_complex(white) * self.deviation
         added: Tensor = torch.fft.irfft2(spectrum, s=self._size, norm="ortho")
         return self.mean + added
 
