@@ -104,6 +104,14 @@ def test_tensors_that_are_not_linear_are_left_aside_by_name(toy: Toy, images: Te
     assert largest_error(found, images) < 0.5 / 255
 
 
+def test_a_constant_in_a_payload_does_no_harm(toy: Toy, images: Tensor, faces: Tensor) -> None:
+    target = toy(lambda images: {**derivatives(images), "version": torch.ones(len(images), 1)})
+    found = attack(target, images, faces)
+    assert largest_error(found, images) < 0.5 / 255
+    assert found.tensors == ("channels",)
+    assert found.notes == {"the same for every image, not used": "version"}
+
+
 def test_a_client_without_gradient_is_refused_by_name(toy: Toy, images: Tensor) -> None:
     target = toy(lambda images: {"channels": (3 * images).round(), "version": torch.ones(len(images), 1)})
     with pytest.raises(AttackError, match=r"toy is neither linear .*hypothesis 'client 0'.*'channels' by 0\.\d+"):

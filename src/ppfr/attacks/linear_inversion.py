@@ -62,14 +62,15 @@ class LinearInversion(RecoveryAttack):
         hypotheses = self.candidates(attacker, prior)
         surveys = [survey(hypothesis, prior) for hypothesis in hypotheses]
         affine, curved = self._usable(attacker.target.name, hypotheses, surveys, prior)
-        linear = tell_anything(surveys, affine)
+        linear = bool(affine)
         search = Search(hypotheses, surveys, prior, payload.tensors, attacker.views, self._effort(), attacker.progress)
         if linear:
             search.solve(affine, quietly=bool(curved))
         if curved:
             search.refine(affine + curved, try_all=not linear)
         used = affine + curved
-        unused = ", ".join(sorted(payload.tensors.keys() - set(used)))
+        constant = set(affine_tensors(surveys)) - set(affine)
+        unused = ", ".join(sorted(payload.tensors.keys() - set(used) - constant))
         return Recovery(
             images=search.images,
             hypotheses=search.names(),
@@ -78,6 +79,7 @@ class LinearInversion(RecoveryAttack):
             prior=prior.description,
             notes={
                 **({"not linear in the image, not used": unused} if unused else {}),
+                **({"the same for every image, not used": ", ".join(sorted(constant))} if constant else {}),
                 **({"not linear in the image, used through the Jacobian": ", ".join(curved)} if curved else {}),
             },
         )
@@ -95,14 +97,17 @@ class LinearInversion(RecoveryAttack):
     def _usable(
         self, method: str, hypotheses: Sequence[Hypothesis], surveys: Sequence[Survey], prior: FacePrior
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Names of the tensors to use: those affine in the image, and those through the Jacobian."""
+        """Names of the tensors to use: those affine in the image, and those through the Jacobian.
+
+        Tensors that never change are left out; both are empty where there are no others.
+        """
         affine = affine_tensors(surveys)
-        linear = tell_anything(surveys, affine)
         others = [name for name in surveys[0].deviation if name not in affine]
-        if not others or (linear and self.options.tensors == "affine"):
+        affine = tuple(name for name in affine if tell_anything(surveys, [name]))
+        if not others or (affine and self.options.tensors == "affine"):
             return affine, ()
         curved = differentiable_tensors(hypotheses[0], prior, others)
-        if not curved and not linear:
+        if not curved and not affine:
             raise AttackError(_neither_linear_nor_smooth(method, hypotheses[0], surveys[0]))
         return affine, curved
 

@@ -89,11 +89,13 @@ class SpectralFaces:
     def __init__(self, prior: FacePrior) -> None:
         self.mean = prior.mean.float()
         self._size = tuple(prior.mean.shape[1:])
-        power = torch.fft.rfft2(prior.samples - prior.mean, norm="ortho").abs().square().mean(0)
-        rings = _rings(self._size).to(power.device)
+        # on the CPU, where sums come in the same order every time
+        power = torch.fft.rfft2((prior.samples - prior.mean).cpu(), norm="ortho").abs().square().mean(0)
+        rings = _rings(self._size)
         counts = torch.bincount(rings.flatten()).clamp_min(1)
         sums = [torch.bincount(rings.flatten(), plane.flatten()) / counts for plane in power]
-        self.deviation = torch.stack([total[rings] for total in sums]).sqrt().float().clamp_min(_LEAST_DEVIATION)
+        deviation = torch.stack([total[rings] for total in sums]).sqrt().clamp_min(_LEAST_DEVIATION)
+        self.deviation = deviation.to(self.mean)
 
     def start(self, count: int) -> Tensor:
         """What stands for the mean face: zeros (count,3,H,W//2+1,2)."""
