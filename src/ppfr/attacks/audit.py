@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ppfr.attacks import success
 from ppfr.attacks.attacker import PublicFaces, held, stored_templates
+from ppfr.attacks.attributes import DARK_HAIR, dark_hair
 from ppfr.attacks.base import Attack, Inference, Linkage, PreparedAttack, Recovery, Result, attack_names, create_attack
 from ppfr.attacks.card import (
     Attacker,
@@ -58,7 +59,7 @@ from ppfr.training.run import Run, versions
 # the figure of a result that says how much leaks, the first of these that it has
 _LEAKS = {
     "rank1": "people found first among {people}",
-    "attribute_accuracy": "attribute read off rightly",
+    "attribute_accuracy": "attribute read off rightly, classes counting alike",
     "d_sys": "linkability D_sys of templates across deployments",
 }
 _TITLES = {
@@ -391,7 +392,7 @@ class _AuditRun:
             ]
         if isinstance(result, Linkage) and self.recogniser is not None:
             return [success.LinkIdentification(self.recogniser), success.PairLinkage(self.recogniser)]
-        return [Unlinkability()]
+        return [Unlinkability(), success.AttributeAccuracy(DARK_HAIR, dark_hair)]
 
     def _measured(self, outcome: _Outcome) -> Measured:
         name = next((name for name in _LEAKS if name in outcome.figures), None)

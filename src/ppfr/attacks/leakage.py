@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ppfr.attacks.attacker import Budget, Progress, PublicFaces, observe
+from ppfr.attacks.attributes import DARK_HAIR, dark_hair
 from ppfr.attacks.base import Attack, Recovery, Result
 from ppfr.attacks.cross_matching import Unlinkability
 from ppfr.attacks.success import (
+    AttributeAccuracy,
     Embedder,
     Figure,
     LinkIdentification,
@@ -242,7 +244,7 @@ def leakage_of(
     result: Result, truth: Truth, *, judge: Embedder | None = None, recogniser: Embedder | None = None
 ) -> Leakage:
     """All figures of a result: pixels, and who is identified by the judge or, for embeddings, by the attacker."""
-    successes: list[Success] = [PixelSimilarity(), Unlinkability()]
+    successes: list[Success] = [PixelSimilarity(), Unlinkability(), AttributeAccuracy(DARK_HAIR, dark_hair)]
     if judge is not None:
         successes += [ReIdentification(judge), PairLinkage(judge)]
     if recogniser is not None:

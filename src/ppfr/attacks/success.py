@@ -15,7 +15,16 @@ from ppfr.attacks.base import Inference, Linkage, Recovery, Result
 from ppfr.errors import AttackError
 from ppfr.evaluation.identification import Identification, identification
 from ppfr.evaluation.similarity import psnr, ssim
-from ppfr.evaluation.statistics import Floats, Interval, as_plain, bootstrap_mean
+from ppfr.evaluation.statistics import (
+    REPLICATES,
+    Floats,
+    Interval,
+    as_plain,
+    bootstrap_mean,
+    draw_counts,
+    group_index,
+    rate_interval,
+)
 from ppfr.evaluation.verification import Verification, verification
 
 FARS = (1e-2, 1e-3)
@@ -288,9 +297,10 @@ def draw_linkage_pairs(
 
 
 class AttributeAccuracy(Success):
-    """How often a soft attribute was read off rightly; chance is to name the most frequent class every time.
+    """How often a soft attribute was read off rightly, every class counting alike (balanced accuracy).
 
-    `label` gives the true classes (B,) int64 of clear images (B,3,H,W) RGB in [-1,1], so that the ceiling is 1.
+    `label` gives the true classes (B,) int64 of clear images (B,3,H,W) RGB in [-1,1], so that the ceiling is 1. Chance
+    is 1 / classes. Raises AttackError when all images are of one class.
     """
 
     def __init__(self, attribute: str, label: Callable[[Tensor], Tensor]) -> None:
@@ -301,10 +311,19 @@ class AttributeAccuracy(Success):
 
     def figures(self, result: Inference, truth: Truth) -> list[Figure]:
         true = self.label(truth.originals).cpu().numpy()
+        classes, own = np.unique(true, return_inverse=True)
+        if len(classes) < 2:
+            raise AttackError(f"all {len(true)} images are of class {true[0]} of {self.attribute!r}; expected several")
         hits = (result.classes.cpu().numpy() == true).astype(np.float64)
-        interval = bootstrap_mean(hits, truth.people, rate=True, seed=truth.seed)
-        most = float(np.unique(true, return_counts=True)[1].max() / len(true))
-        return [Figure("attribute_accuracy", float(hits.mean()), interval, most, 1.0)]
+        index, units = group_index(truth.people)
+        right, shown = (np.zeros((units, len(classes))) for _ in range(2))
+        np.add.at(right, (index, own), hits)
+        np.add.at(shown, (index, own), 1)
+        drawn = draw_counts(units, REPLICATES, np.random.default_rng(truth.seed))
+        value = float((right.sum(0) / shown.sum(0)).mean())
+        with np.errstate(invalid="ignore"):
+            interval = rate_interval(value, ((drawn @ right) / (drawn @ shown)).mean(1), units)
+        return [Figure("attribute_accuracy", value, interval, 1 / len(classes), 1.0)]
 
 
 __all__ = [
