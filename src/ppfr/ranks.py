@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ppfr import progress
 from ppfr.errors import PpfrError
 
 # a rank may decode a whole data set before the others hear from it
@@ -63,6 +64,12 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def sum_on_cpu_(self, values: Tensor) -> Tensor:
+        """As `sum_` for a tensor in main memory, whatever the group talks through."""
+        if self.several:
+            values.copy_(self.sum_(values.to(_message_device())))
+        return values
+
     def max_(self, values: Tensor) -> Tensor:
         """Replace `values` by their maximum over the ranks; returns them."""
         if self.several:
@@ -73,9 +80,9 @@ class Ranks:
         """Rows (b, ...) of all ranks, equally many each, one rank behind the other: (world * b, ...). No gradient."""
         if not self.several:
             return rows
-        gathered = rows.new_empty((self.world * len(rows), *rows.shape[1:]))
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
-        return gathered
+        gathered = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(self.world)]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
 
     def gather_with_gradient(self, rows: Tensor) -> Tensor:
         """As `gather`, where every rank then computes its own share of one common loss.
@@ -128,6 +135,8 @@ def joined(device: torch.device | str = "cpu") -> Iterator[Ranks]:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    # one progress bar is enough
+    progress.console.quiet = not ranks.first
     try:
         ranks.barrier()
         yield ranks

@@ -18,7 +18,8 @@ from ppfr.errors import CheckpointError, MethodError, RecipeError
 from ppfr.methods import Method
 from ppfr.methods.files import load_method
 from ppfr.methods.minusface import CHANNELS, DC, all_channels, decode_shuffled, inverse
-from ppfr.training.loop import build_optimizer, train
+from ppfr.training.loop import train
+from ppfr.training.optimizer import build_optimizer
 from ppfr.training.recipe import Recipe, StageSettings
 from ppfr.training.run import Run
 

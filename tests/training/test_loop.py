@@ -16,10 +16,13 @@ from ppfr.errors import CheckpointError, RecipeError
 from ppfr.methods import Mixture, TrainingStep
 from ppfr.methods.files import MODEL_FILE
 from ppfr.networks import Preprocessing, Recogniser, build_backbone
-from ppfr.training import loop as loop_module
-from ppfr.training.loop import StageTrainer, build_optimizer, rate_factor, train
+from ppfr.ranks import Ranks
+from ppfr.training import trainer as trainer_module
+from ppfr.training.loop import train
+from ppfr.training.optimizer import build_optimizer, rate_factor
 from ppfr.training.recipe import Dropout, Recipe, Schedule, StageSettings
 from ppfr.training.run import Run
+from ppfr.training.trainer import StageTrainer
 
 PEOPLE, IMAGES = 4, 6
 
@@ -59,7 +62,7 @@ def losses(run: Run) -> list[tuple[str, int, float]]:
 
 @pytest.fixture(autouse=True)
 def every_step_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "_LOG_EVERY", 1)
+    monkeypatch.setattr(trainer_module, "LOG_EVERY", 1)
 
 
 def test_training_from_labels_learns(tmp_path: Path) -> None:
@@ -268,9 +271,7 @@ def test_a_mixture_is_the_weighted_sum_of_its_people(tmp_path: Path, monkeypatch
     targets = torch.nn.functional.normalize(torch.randn(24, 16, generator=torch.Generator().manual_seed(1)))
     system = method("arcface")
     (stage,) = system.stages()
-    trainer = StageTrainer(
-        system, stage, 0, settings, faces(), Run(tmp_path), None, targets, loop_module.Ranks(), "cpu"
-    )
+    trainer = StageTrainer(system, stage, 0, settings, faces(), Run(tmp_path), None, targets, Ranks(), "cpu")
     embedding = torch.randn(4, 16, generator=torch.Generator().manual_seed(2))
     labels, indices = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 6, 12, 18])
     rows = torch.tensor([[0, 1], [1, 3], [2, 2], [3, 0]])
@@ -306,9 +307,7 @@ def test_a_stage_gets_the_sample_it_asks_for(tmp_path: Path) -> None:
     names = [str(n) for n in range(450)]
     big = FaceSet("big", names, lambda index: np.zeros((len(index), 112, 112, 3), np.uint8), names=names)
     for data in (big, faces()):
-        trainer = StageTrainer(
-            system, stage, 0, recipe("arcface"), data, Run(tmp_path), None, None, loop_module.Ranks(), "cpu"
-        )
+        trainer = StageTrainer(system, stage, 0, recipe("arcface"), data, Run(tmp_path), None, None, Ranks(), "cpu")
         trainer.initialise()
     # a set with fewer gives what it has, as often as the least sample asks
     assert sizes == [400, 144]

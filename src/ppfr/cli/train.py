@@ -10,7 +10,9 @@ import typer
 from ppfr.cli.app import DataOption, DeviceOption, StrictOption, app, out, recogniser, say_skipped
 from ppfr.data.sources import open_splits
 from ppfr.methods import create
-from ppfr.training.loop import Ranks, train
+from ppfr.ranks import joined
+from ppfr.training.interruption import EXIT_STATUS, Interrupted
+from ppfr.training.loop import train
 from ppfr.training.recipe import PROFILES, load_recipe
 from ppfr.training.run import Run
 
@@ -37,14 +39,27 @@ def train_command(
 ) -> None:
     """Train one method. With --teacher a public recogniser becomes a protected one; without, labels alone teach.
 
-    Also runs under torchrun: `torchrun --nproc-per-node 2 -m ppfr train ...` averages gradients over the processes.
+    Under torchrun the processes share the work and take the same steps as one: `torchrun --nproc-per-node 8 -m ppfr
+    train ... --device cuda`. training.batch_size counts the images of all, the classes of the head are dealt out, and
+    training.head.sample_rate=0.1 trains on a sample of millions of them. SIGTERM writes a checkpoint and ends with
+    status 143; with --resume (which also starts anew where there is nothing yet) the run goes on, on any number of
+    processes. See docs/scaling.md.
     """
     known = recogniser(teacher, teacher_preprocessing)
     recipe = load_recipe(method_or_recipe, profile=profile, taught=known is not None, overrides=settings or [])
     architecture = known.architecture if known is not None and known.backbone is not None else None
     method = create(recipe.method, recipe.backbone_spec(architecture), recipe.seed, **recipe.options)
-    faces, _ = open_splits(data, size=method.input_size[0], strict=strict, seed=recipe.seed)
-    say_skipped(faces.skipped)
-    train(method, recipe, faces, Run(out_dir), teacher=known, resume=resume, device=device)
-    if Ranks.from_environment().rank == 0:
-        out.print(f"Trained {recipe.method}: {out_dir}\nNext: ppfr evaluate {out_dir} --data {data}", soft_wrap=True)
+    with joined(device) as ranks:
+        faces, _ = open_splits(data, size=method.input_size[0], strict=strict, seed=recipe.seed)
+        if ranks.first:
+            say_skipped(faces.skipped)
+        try:
+            train(method, recipe, faces, Run(out_dir), teacher=known, resume=resume, device=device)
+        except Interrupted as stopped:
+            if ranks.first:
+                out.print(str(stopped), soft_wrap=True)
+            raise typer.Exit(EXIT_STATUS) from stopped
+        if ranks.first:
+            out.print(
+                f"Trained {recipe.method}: {out_dir}\nNext: ppfr evaluate {out_dir} --data {data}", soft_wrap=True
+            )

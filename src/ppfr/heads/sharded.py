@@ -75,12 +75,18 @@ class ShardedHead(nn.Module):
         """Positions in `centres` that the last loss was taken over, sorted; None for all."""
         return self._rows
 
-    def forward(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Mean cross entropy over the images of all ranks, the same scalar on each; every rank must call.
 
         `embeddings` (B, embedding_size) and `labels` int64 (B,) are this rank's, equally many on each. `generator`
-        draws the sample of classes; ranks should seed theirs differently. Raises ShapeError, and MethodError without a
-        generator for a sample.
+        draws the sample of classes; ranks should seed theirs differently. `weights` (B,) multiply the images' terms.
+        Raises ShapeError, and MethodError without a generator for a sample.
         """
         self.formula.check(embeddings, labels)
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -94,7 +100,9 @@ class ShardedHead(nn.Module):
             # images of other ranks' people point anywhere; what they point at is masked
             at = torch.where(owned, at, 0)[:, None]
             logits = self._logits(embeddings, own, at, owned[:, None])
-            loss: Tensor = _CrossEntropy.apply(logits, at, owned[:, None], self.ranks)  # type: ignore[no-untyped-call]
+            shares = torch.ones_like(labels, dtype=logits.dtype) if weights is None else self.ranks.gather(weights)
+            shares = shares[:, None].to(logits.dtype) / len(labels)
+            loss: Tensor = _CrossEntropy.apply(logits, at, owned[:, None], shares, self.ranks)  # type: ignore[no-untyped-call]
             return loss
 
     def _logits(self, embeddings: Tensor, own: dict[str, Tensor], at: Tensor, owned: Tensor) -> Tensor:
@@ -196,21 +204,22 @@ def _draw_centres(size: int, classes: int, first: int, last: int, generator: tor
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Mean cross entropy of logits (B, n) whose classes lie on several ranks."""
+    """Sum of cross entropies of logits (B, n), each times its weight (B, 1), whose classes lie on several ranks."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, at: Tensor, owned: Tensor, ranks: Ranks) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, at: Tensor, owned: Tensor, weights: Tensor, ranks: Ranks) -> Tensor:
         top = ranks.max_(logits.amax(1, keepdim=True))
-        shares = (logits - top).exp_()
+        chances = (logits - top).exp_()
         target = torch.where(owned, logits.gather(1, at) - top, 0)
-        sums = ranks.sum_(torch.cat([shares.sum(1, keepdim=True), target], 1))
+        sums = ranks.sum_(torch.cat([chances.sum(1, keepdim=True), target], 1))
         total, target = sums[:, :1], sums[:, 1:]
-        ctx.save_for_backward(shares.div_(total), at, owned)
-        loss: Tensor = (total.log() - target).mean()
+        ctx.save_for_backward(chances.div_(total), at, owned, weights)
+        loss: Tensor = (weights * (total.log() - target)).sum()
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        shares, at, owned = ctx.saved_tensors
-        weight = gradients[0] / len(shares)
-        return (shares * weight).scatter_add_(1, at, torch.where(owned, -weight, 0).to(shares.dtype)), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        chances, at, owned, weights = ctx.saved_tensors
+        weights = weights * gradients[0]
+        gradient = (chances * weights).scatter_add_(1, at, torch.where(owned, -weights, 0))
+        return gradient, None, None, None, None

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ppfr.globalbatch import batch_mean
 from ppfr.methods.base import (
     BackboneSpec,
     Hypothesis,
@@ -20,6 +21,7 @@ from ppfr.methods.base import (
     TrunkInput,
     register,
 )
+from ppfr.methods.graph import Draw, ProtectGraph
 from ppfr.methods.parts import InputScale
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.networks import Backbone
@@ -154,6 +156,14 @@ class MinusFace(Method):
         parts = zip(torch.split(images, size), torch.split(orders, size * count), strict=True)
         return {"images": torch.cat([decode_shuffled(self.client(faces), order) for faces, order in parts])}
 
+    def protect_graph(self) -> ProtectGraph:
+        """One draw, the shuffles."""
+
+        def apply(images: Tensor, orders: Tensor) -> dict[str, Tensor]:
+            return {"images": decode_shuffled(self.client(images), orders)}
+
+        return ProtectGraph(apply, draws=(Draw("orders", "permutation", (self.options.duplicates, CHANNELS)),))
+
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)
         return embedding
@@ -280,6 +290,6 @@ def decode_shuffled(residue: Tensor, permutations: Tensor) -> Tensor:
 
 def sparsity(latent: Tensor) -> Tensor:
     """KL divergence of the latent units' mean activations from 0.05, as in sparse autoencoders (scalar)."""
-    active = torch.sigmoid(latent).mean(dim=(0, 2, 3)).clamp(1e-6, 1 - 1e-6)
+    active = batch_mean(torch.sigmoid(latent).mean(dim=(0, 2, 3))).clamp(1e-6, 1 - 1e-6)
     wanted = torch.full_like(active, _SPARSE)
     return (wanted * (wanted / active).log() + (1 - wanted) * ((1 - wanted) / (1 - active)).log()).sum()

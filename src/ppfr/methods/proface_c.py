@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ppfr.errors import MethodError
+from ppfr.globalbatch import batch_mean
 from ppfr.methods.base import (
     BackboneSpec,
     Hypothesis,
@@ -277,7 +278,7 @@ class ProFaceC(Method):
             embedding = server.compensate(blurred, self._simulated(maps, generator))
             with torch.no_grad():
                 clear = trunk(images).float()
-            distance = F.mse_loss(embedding.float(), clear) / clear.square().mean().clamp_min(1e-12)
+            distance = F.mse_loss(embedding.float(), clear) / batch_mean(clear.square().mean()).clamp_min(1e-12)
             return TrainingStep(embedding, {"similarity": self.options.similarity_weight * distance})
 
         def client_input(images: Tensor, generator: torch.Generator) -> TrunkInput:

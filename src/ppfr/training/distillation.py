@@ -10,22 +10,25 @@ from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.networks import Recogniser
 from ppfr.progress import track
+from ppfr.ranks import Ranks
 
 _BATCH = 64
 
 
-@torch.inference_mode()
-def teacher_targets(teacher: Recogniser, faces: FaceSet) -> Tensor:
+@torch.no_grad()
+def teacher_targets(teacher: Recogniser, faces: FaceSet, ranks: Ranks = Ranks()) -> Tensor:
     """Unit embeddings (N,D) float32 of all clear images by the teacher, mirrored views summed in.
 
     The mirrored view makes the target of an image and of its mirror image the same, and a better one than either.
+    Ranks embed every `world`-th batch each and get all.
     """
-    rows = []
-    for first in track(range(0, len(faces), _BATCH), f"teacher {teacher.name}"):
-        images = to_tensor(faces.images(range(first, min(first + _BATCH, len(faces)))))
-        rows.append(teacher.embed(images, flip=True))
-    # the loop differentiates through products with these: they must not be inference tensors
-    return F.normalize(torch.cat(rows)).clone()
+    targets = torch.zeros(len(faces), teacher.embedding_size)
+    starts = range(0, len(faces), _BATCH)[ranks.rank :: ranks.world]
+    for first in track(starts, f"teacher {teacher.name}"):
+        rows = range(first, min(first + _BATCH, len(faces)))
+        images = to_tensor(faces.images(rows))
+        targets[rows.start : rows.stop] = F.normalize(teacher.embed(images, flip=True))
+    return ranks.sum_on_cpu_(targets)
 
 
 class Distillation(nn.Module):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ppfr.errors import RecipeError
 from ppfr.methods import BackboneSpec, method_class
@@ -61,6 +61,19 @@ class HeadSettings(_Strict):
 
     name: str = "arcface"
     options: dict[str, float | bool] = Field(default_factory=dict, description="for example margin: 0.5, scale: 64")
+    sharded: bool = Field(True, description="under torchrun, deal the classes out over the ranks; same losses")
+    sample_rate: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of a rank's classes in each loss (PartialFC), always with those of the batch",
+    )
+
+    @model_validator(mode="after")
+    def _samples_shards(self) -> Self:
+        if self.sample_rate < 1 and not self.sharded:
+            raise ValueError("sample_rate below 1 needs sharded: true")
+        return self
 
 
 class Losses(_Strict):

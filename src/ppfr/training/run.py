@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -68,7 +68,9 @@ class Run:
                 raise RecipeError(
                     f"{self.folder} already holds a run; add --resume to go on with it, or choose another --out"
                 )
-            before, now = yaml.safe_load(self.recipe_file.read_text()), yaml.safe_load(recipe.to_yaml())
+            # settings that did not exist when the run began have their defaults
+            begun = Recipe.model_validate(yaml.safe_load(self.recipe_file.read_text()))
+            before, now = yaml.safe_load(begun.to_yaml()), yaml.safe_load(recipe.to_yaml())
             changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
             if changed:
                 raise RecipeError(
@@ -98,23 +100,42 @@ class Run:
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint; a failure, such as a full disk, leaves the old one and raises CheckpointError."""
+        self.save_tensors(self.checkpoint_file.name, state)
+
+    def save_tensors(self, name: str, state: Mapping[str, Any]) -> None:
+        """Write tensors and plain values to one file of the folder, as `save_checkpoint` does."""
+        file = self.folder / name
         try:
-            with atomic_path(self.checkpoint_file, mode=0o600) as path:
+            with atomic_path(file, mode=0o600) as path:
                 torch.save(dict(state), path)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
-                f"could not write {self.checkpoint_file}: {error}; the previous checkpoint is untouched. "
+                f"could not write {file}: {error}; the previous checkpoint is untouched. "
                 "Free some space and repeat the command with --resume"
             ) from error
+
+    def drop_shards(self, keep: Collection[str] = ()) -> None:
+        """Remove the files of class centres that no checkpoint names any more, and what killed writers left."""
+        for pattern in ("checkpoint-*.pt", ".checkpoint*.part"):
+            for file in self.folder.glob(pattern):
+                if file.name not in keep:
+                    file.unlink(missing_ok=True)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint, or None before the first; raises CheckpointError when it cannot be read."""
         if not self.checkpoint_file.exists():
             return None
+        return self.load_tensors(self.checkpoint_file.name)
+
+    def load_tensors(self, name: str, *, mapped: bool = False) -> dict[str, Any]:
+        """What `save_tensors` wrote; `mapped` tensors stay on disk until they are used. Raises CheckpointError."""
+        file = self.folder / name
         try:
-            state: dict[str, Any] = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:
-            raise CheckpointError(f"{self.checkpoint_file} cannot be read: {error}; remove it to begin anew") from error
+            raise CheckpointError(
+                f"{file} cannot be read: {error}; remove {self.checkpoint_file} to begin anew"
+            ) from error
         return state
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:

@@ -1,0 +1,39 @@
+"""SIGTERM as a request: finish the step, write a checkpoint, go."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ppfr.errors import PpfrError
+
+# what shells and schedulers see of a process that SIGTERM ended
+EXIT_STATUS = 128 + signal.SIGTERM
+
+
+class Interrupted(PpfrError):
+    """Training was asked to stop by SIGTERM and has written a checkpoint to go on from."""
+
+
+@contextmanager
+def termination_requested() -> Iterator[Callable[[], bool]]:
+    """A block in which SIGTERM ends nothing; the callable tells whether one has come.
+
+    Outside the main thread, where Python takes no signals, it never tells so.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)
