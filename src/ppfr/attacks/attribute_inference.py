@@ -54,7 +54,7 @@ class AttributeInference(InferenceAttack):
         self._front = learn_front(attacker)
         examples = self._front.examples
         labels = self._labels(attacker, examples.images)
-        self._classes, known = labels.unique(return_inverse=True)
+        self._classes, known = torch.unique(labels, return_inverse=True)
         if len(self._classes) < 2:
             raise AttackError(
                 f"all {len(labels)} examples are of class {labels[0].item()} of {self.options.attribute!r}; "
