@@ -19,7 +19,7 @@ from ppfr.methods.files import MODEL_FILE, SECRETS_FILE, load_method
 NAMES = ppfr.method_names()
 SMALL = {"backbone": "mobilefacenet", "width": 0.25, "embedding_size": 32}
 # what keeps a costly client cheap here
-LIGHT: dict[str, dict[str, object]] = {"privacyhfr": {"iterations": 2}}
+LIGHT: dict[str, dict[str, object]] = {"privacyhfr": {"iterations": 2}, "avih": {"iterations": 2, "key_width": 0.125}}
 
 
 def small(name: str, seed: int = 0, **options: object) -> Method:
