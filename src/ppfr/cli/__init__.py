@@ -18,6 +18,7 @@ from ppfr.errors import PpfrError
 COMMANDS = (
     "quickstart",
     "train",
+    "embed",
     "evaluate",
     "benchmark",
     "tradeoff",

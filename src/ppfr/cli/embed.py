@@ -1,0 +1,94 @@
+"""`ppfr embed`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+
+from ppfr.cli.app import DeviceOption, PayloadSettings, SeedOption, StrictOption, app, out, say_skipped
+from ppfr.cli.models import load_model, model_input_size
+from ppfr.data.faceset import FaceSet
+from ppfr.data.sources import holds_splits, open_faces, open_splits
+from ppfr.evaluation.embeddings import embed_to_parquet
+from ppfr.evaluation.evaluate import Model
+from ppfr.files import sha256_file
+from ppfr.methods import Method
+from ppfr.methods.files import MODEL_FILE
+from ppfr.ranks import Ranks, joined
+
+
+@app.command()
+def embed(
+    model_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|FILE",
+            help="Run folder or its model.safetensors; or a public recogniser's file (clear images).",
+        ),
+    ],
+    data: Annotated[str, typer.Option(help="Aligned faces: any source that train takes.")],
+    target: Annotated[Path, typer.Option("--out", help="Parquet file to write: path, identity, embedding.")],
+    part: Annotated[
+        Literal["train", "test"] | None,
+        typer.Option(help="Which people of a source that splits them; the default is test. Other sources: all."),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, each with one thread.")] = 1,
+    flip: Annotated[bool, typer.Option(help="Add the mirrored image's embedding, the field's custom.")] = True,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(help="How a public recogniser wants its pixels, for example size=112x96,mean=127.5,std=128."),
+    ] = None,
+    settings: PayloadSettings = None,
+    seed: SeedOption = 0,
+    strict: StrictOption = False,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Embed a whole data set into one Parquet file; the embeddings are not normalised.
+
+    The work is cut into pieces of 2,048 images, shared among --processes, or among the ranks of torchrun on several
+    machines with a common disk. A stopped command goes on where it was when it is repeated, with any number of
+    processes, and the file has the same bytes whatever that number. Read it with `pandas.read_parquet(FILE)`.
+    """
+    if processes > 1 and not Ranks.from_environment().several:
+        _under_torchrun(processes)
+        return
+    # sums over several threads may round otherwise than over one
+    torch.set_num_threads(1)
+    with joined(device) as ranks:
+        model = load_model(model_file, preprocessing, str(ranks.device(device)), settings)
+        faces = _open(data, part, model_input_size(model), strict, seed)
+        if ranks.first:
+            say_skipped(faces.skipped)
+        source = _identify(model, model_file, settings)
+        embed_to_parquet(model, faces, target, source=source, flip=flip, seed=seed, ranks=ranks)
+        if ranks.first:
+            out.print(f"{len(faces)} embeddings of {len(faces.identities)} people: {target}", soft_wrap=True)
+
+
+def _under_torchrun(processes: int) -> None:
+    """Repeat this command in as many processes."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "ppfr"]
+    done = subprocess.run([sys.executable, *launch, *sys.argv[1:]], check=False)
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+
+
+def _open(data: str, part: str | None, size: int, strict: bool, seed: int) -> FaceSet:
+    if part is None and not holds_splits(data):
+        return open_faces(data, size=size, strict=strict)
+    train, test = open_splits(data, size=size, strict=strict, seed=seed)
+    return train if part == "train" else test
+
+
+def _identify(model: Model, file: Path, settings: list[str] | None) -> str:
+    """What decides the embeddings of an image besides the image."""
+    if isinstance(model, Method):
+        weights = sha256_file(file / MODEL_FILE if file.is_dir() else file)
+        return json.dumps({"method": model.info.name, "sha256": weights, "settings": sorted(settings or [])})
+    return json.dumps({"recogniser": model.sha256, "preprocessing": str(model.preprocessing)})
