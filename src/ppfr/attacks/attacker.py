@@ -157,10 +157,15 @@ def stored_templates(target: Method, payload: Payload) -> Payload:
 @torch.no_grad()
 def observe(target: Method, images: Tensor, sees: Sees, views: int, generator: torch.Generator) -> list[Payload]:
     """What reaches an attacker of images (B,3,H,W) in [-1,1]: `views` payloads of each, or of each its template."""
+
+    def seen(rows: range) -> Payload:
+        payload = target.protect(images[rows.start : rows.stop], generator)
+        # at once: templates are a thousandth of what they are made from
+        return stored_templates(target, payload) if sees is Sees.TEMPLATES else payload
+
+    parts = portions(len(images), target.schema)
     with evaluating(target):
-        parts = [images[rows.start : rows.stop] for rows in portions(len(images), target.schema)]
-        seen = [Payload.concatenate(target.protect(part, generator) for part in parts) for _ in range(views)]
-        return [stored_templates(target, one) for one in seen] if sees is Sees.TEMPLATES else seen
+        return [Payload.concatenate(seen(rows) for rows in parts) for _ in range(views)]
 
 
 @dataclass(frozen=True)
