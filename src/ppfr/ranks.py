@@ -134,7 +134,11 @@ def joined(device: torch.device | str = "cpu") -> Iterator[Ranks]:
     place = ranks.device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    store, rank, world = next(iter(dist.rendezvous("env://", timeout=_TIMEOUT)))  # type: ignore[attr-defined]
+    # after a restart by torchrun the store still holds the addresses of those who died
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
+    backend = "nccl" if place.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
     # one progress bar is enough
     progress.console.quiet = not ranks.first
     try:
