@@ -22,6 +22,7 @@ from ppfr.training.loop import train
 from ppfr.training.optimizer import build_optimizer
 from ppfr.training.recipe import Recipe, StageSettings
 from ppfr.training.run import Run
+from ppfr.transforms import inverse_block_dct
 
 
 def minusface(seed: int = 0, **options: Any) -> Method:
@@ -179,3 +180,14 @@ def test_a_wrong_or_missing_first_run_is_an_error(generator_run: Path, tmp_path:
         second(tmp_path / "arcface", minusface())
     with pytest.raises(RecipeError, match=r"builds on \['generator'\]; give the run that trained them as start_from"):
         train(minusface(), recipe(only_stages=["recogniser"]), faces(), Run(tmp_path / "second"))
+
+
+def test_weakened_it_sends_the_residue_itself() -> None:
+    method = ppfr.create("minusface", "mobilefacenet", generator_width=0.125, width=0.125, embedding_size=8)
+    images = 2 * torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0)) - 1
+    weak = method.weakened()
+    assert weak is not None
+    with torch.no_grad():
+        sent, residue = weak.apply(images)["images"], method.client(images)
+    expected = inverse_block_dct(residue.view(2, 3, 64, 112, 112))
+    assert torch.allclose(sent, expected, atol=1e-5)

@@ -136,7 +136,7 @@ def _print(card: Card) -> None:
 def _row(finding: Finding) -> list[str]:
     result, control = finding.result, finding.control
     if result is None:
-        return [finding.attack, "-", "-", "-", "-", "-", "does not apply"]
+        return [finding.attack, "-", "-", "-", "-", "-", "not run"]
     return [
         finding.attack,
         f"{result.leak.value:.0%} ({100 * result.leak.low:.0f}-{100 * result.leak.high:.0f})",
@@ -150,7 +150,7 @@ def _row(finding: Finding) -> list[str]:
 
 def _counts(finding: Finding) -> str:
     if finding.status != "reliable":
-        return finding.status
+        return "no"
     return "yes" if finding.finds_people else "beside"
 
 
