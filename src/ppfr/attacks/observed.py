@@ -11,7 +11,7 @@ from ppfr.attacks.affine import Survey, as_channels
 from ppfr.methods.base import Hypothesis
 
 # payloads of so many images tell a tensor's noise
-_SAMPLE = 8
+_SAMPLE = 4
 # values looked at to find a channel's quantiser, and how often each must occur in the mean to call it one
 _STEP_SAMPLE, _STEP_REPEATS = 2048, 4
 
@@ -69,10 +69,14 @@ class Observed:
 
     def channels(self, name: str, images: slice) -> Tensor:
         """Channels (B,C,N) of a tensor for some of the images."""
-        seen = self._seen(name, images)
-        if len(seen) == 1:
-            return seen[0]
-        return torch.stack([part.double() for part in seen]).mean(0)
+        first, *others = self._seen(name, images)
+        if not others:
+            return self._channels(name, first)
+        # one payload after the other: large ones do not fit into memory side by side
+        total = self._channels(name, first).double()
+        for rows in others:
+            total += self._channels(name, rows)
+        return total.div_(len(others) + 1)
 
     def noise(self, name: str, images: slice = slice(None), *, spread: bool) -> Tensor:
         """Variance (C,) of the noise that shows in a tensor of some of the images.
@@ -81,21 +85,27 @@ class Observed:
         With `spread`, where several payloads of one image under one hypothesis differ by more than that, it is the
         variance of their mean instead: noise before rounding averages out together with the rounding.
         """
-        seen = self._seen(name, images, most=_SAMPLE)
-        steps = quantiser_steps(seen[0].double())
+        first, end, _ = images.indices(len(self))
+        sample = slice(first, min(end, first + _SAMPLE))
+        seen = self._seen(name, sample)
+        steps = quantiser_steps(self._channels(name, seen[0]).double())
         if not self._sources[name][0].is_floating_point():
             steps = steps.clamp_min(1.0)
         rounding = steps.square() / 12
         if len(seen) == 1 or not spread:
             return rounding
-        differences = torch.stack([part.double() for part in seen]).var(0).mean((0, 2))
+        mean = self.channels(name, sample)
+        squares = torch.stack([(self._channels(name, rows) - mean).square_().mean((0, 2)) for rows in seen])
+        differences = squares.sum(0) / (len(seen) - 1)
         return torch.where(differences > rounding, differences / len(seen), rounding)
 
-    def _seen(self, name: str, images: slice, most: int | None = None) -> list[Tensor]:
-        """The first payload of each image under the tensor's hypothesis, the second of each, and so on."""
-        tensor, place = self._sources[name]
-        rows = [members[place] for members in self._members[images][:most]]
-        return [as_channels(tensor[list(view)]) for view in zip(*rows, strict=True)]
+    def _channels(self, name: str, rows: Sequence[int]) -> Tensor:
+        return as_channels(self._sources[name][0][list(rows)])
+
+    def _seen(self, name: str, images: slice) -> list[tuple[int, ...]]:
+        """The rows that are the first payload of each image under the tensor's hypothesis, the second, and so on."""
+        _, place = self._sources[name]
+        return list(zip(*(members[place] for members in self._members[images]), strict=True))
 
 
 def quantiser_steps(channels: Tensor) -> Tensor:
