@@ -39,7 +39,8 @@ def prepare_command(
         str,
         typer.Option(
             help=f"{' or '.join(DETECTORS)}. YuNet is fetched once (230 kB, from OpenCV's model zoo, its hash "
-            "checked) and kept in $PPFR_CACHE or ~/.cache/ppfr."
+            "checked) and kept in $PPFR_CACHE or ~/.cache/ppfr; RetinaFace needs --model, is "
+            "slower, and its landmarks are somewhat better."
         ),
     ] = "yunet",
     model: Annotated[Path | None, typer.Option(help="The detector's weights, instead of fetched ones.")] = None,

@@ -6,14 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ppfr.data.detection import Detector
+from ppfr.data.retinaface import RetinaFaceDetector
 from ppfr.data.yunet import YuNet
 from ppfr.errors import DataError
 
-DETECTORS: dict[str, Callable[[Path | None], Detector]] = {"yunet": YuNet}
+DETECTORS: dict[str, Callable[[Path | None], Detector]] = {"yunet": YuNet, "retinaface": RetinaFaceDetector}
 
 
 def open_detector(name: str, model: Path | None = None) -> Detector:
-    """The detector of a name with the weights in `model`, by default those that are fetched; raises DataError."""
+    """The detector of a name with the weights in `model`, by default those that are fetched.
+
+    Raises DataError, and CheckpointError for weights of another network.
+    """
     if name not in DETECTORS:
         raise DataError(f"unknown detector {name!r}; expected one of {', '.join(DETECTORS)}")
     return DETECTORS[name](model)
