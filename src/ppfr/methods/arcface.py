@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppfr.methods.base import BackboneSpec, Method, MethodInfo, MethodOptions, Stage, register
+from ppfr.methods.graph import ProtectGraph
 from ppfr.methods.parts import ChannelServer, server_stage
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.transforms import block_dct
@@ -31,6 +32,9 @@ class _Unprotected(Method):
     def schema(self) -> PayloadSchema:
         shape = (self.client_channels, *self.input_size)
         return PayloadSchema(self.info.name, {"channels": TensorSpec(shape, self.meaning, block_dct=self.scaled)})
+
+    def protect_graph(self) -> ProtectGraph:
+        return ProtectGraph(lambda images: self._protect(images, torch.Generator()))
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)

@@ -24,6 +24,7 @@ from ppfr.methods.base import (
     payload_option,
     register,
 )
+from ppfr.methods.graph import NoGraph
 from ppfr.methods.parts import ChannelServer
 from ppfr.methods.patterns import EmbeddingMatch, Judged, LossTerm, Patterns, UpdateRule, find_patterns
 from ppfr.methods.payload import Payload, PayloadSchema, TensorSpec
@@ -165,6 +166,9 @@ class AVIH(Method):
 
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"image": self.find_images(images, generator).pattern.float()}
+
+    def protect_graph(self) -> NoGraph:
+        return NoGraph("an image is searched for by gradients, with the recogniser in the loop")
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from ppfr.errors import MethodError, ShapeError
+from ppfr.methods.graph import NoGraph, ProtectGraph
 from ppfr.methods.payload import Payload, PayloadSchema
 from ppfr.networks import Backbone, build_backbone, default_input_size
 
@@ -232,6 +233,13 @@ class Method(nn.Module, ABC):
         the client write the clear image into tensors of the payload's shapes.
         """
         return None
+
+    def protect_graph(self) -> ProtectGraph | NoGraph:
+        """The client as a graph, for runtimes without Python; it needs no secrets to be made, only to be run.
+
+        The default is none, for a client whose author wrote no graph.
+        """
+        return NoGraph("its author wrote none")
 
     def secrets(self) -> dict[str, Tensor]:
         """The client's secrets by name, as named in `info.secrets`; stored apart from the weights."""

@@ -19,6 +19,7 @@ from ppfr.methods.base import (
     TrunkInput,
     register,
 )
+from ppfr.methods.graph import Draw, ProtectGraph
 from ppfr.methods.parts import ChannelServer
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 
@@ -87,7 +88,10 @@ class CloakClient(nn.Module):
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Cloaked images (B,3,H,W) of images in [-1,1]."""
-        unit = torch.randn(images.shape, generator=generator, device=images.device)
+        return self.with_noise(images, torch.randn(images.shape, generator=generator, device=images.device))
+
+    def with_noise(self, images: Tensor, unit: Tensor) -> Tensor:
+        """As `forward`, with noise made of `unit`, standard normal draws (B,3,H,W)."""
         cloaked: Tensor = self.constants(self.noise(images, unit))
         return cloaked
 
@@ -150,6 +154,14 @@ class Cloak(Method):
 
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"image": self.client(images.float(), generator)}
+
+    def protect_graph(self) -> ProtectGraph:
+        """One draw, the noise."""
+
+        def apply(images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+            return {"image": self.client.with_noise(images, noise)}
+
+        return ProtectGraph(apply, draws=(Draw("noise", "normal", (1, 3, *self.input_size)),))
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)

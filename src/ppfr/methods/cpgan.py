@@ -20,6 +20,7 @@ from ppfr.methods.base import (
     TrunkInput,
     register,
 )
+from ppfr.methods.graph import ProtectGraph
 from ppfr.methods.parts import ChannelServer
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.networks import Backbone
@@ -201,6 +202,9 @@ class CPGAN(Method):
 
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"code": self.client(images.float()).float()}
+
+    def protect_graph(self) -> ProtectGraph:
+        return ProtectGraph(lambda images: {"code": self.client(images).float()})
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)

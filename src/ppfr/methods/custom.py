@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ppfr.errors import MethodError
 from ppfr.methods.base import BackboneSpec, Hypothesis, Method, MethodInfo, MethodOptions, Stage
+from ppfr.methods.graph import NoGraph
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 
 Protect = Callable[[Tensor, torch.Generator], Tensor | Mapping[str, Tensor]]
@@ -53,6 +54,9 @@ class CustomMethod(Method):
 
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return _named(self._client(images, generator))
+
+    def protect_graph(self) -> NoGraph:
+        return NoGraph("it is made of functions in Python")
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         if self._server is None:

@@ -19,6 +19,7 @@ from ppfr.methods.base import (
     Stage,
     register,
 )
+from ppfr.methods.graph import Draw, ProtectGraph
 from ppfr.methods.parts import ChannelServer, server_stage
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.transforms import block_dct
@@ -129,6 +130,16 @@ class DCTDP(Method):
         if math.isinf(self.options.epsilon):
             return {"channels": channels}
         return {"channels": self.client(channels, laplace(channels.shape, generator))}
+
+    def protect_graph(self) -> ProtectGraph:
+        """One draw, the noise."""
+        if math.isinf(self.options.epsilon):
+            return ProtectGraph(lambda images: {"channels": noiseless(images)})
+
+        def apply(images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+            return {"channels": self.client(noiseless(images), noise)}
+
+        return ProtectGraph(apply, draws=(Draw("noise", "laplace", (1, CHANNELS, *self.input_size)),))
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)

@@ -23,6 +23,7 @@ from ppfr.methods.base import (
     register,
     secret_option,
 )
+from ppfr.methods.graph import NoGraph, ProtectGraph
 from ppfr.methods.parts import InputScale
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.networks import PFLD, Backbone, build_backbone, load_pfld
@@ -265,6 +266,11 @@ class DuetFace(Method):
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         maps = self.client(images.float())
         return {"channels": high_channels(images), **dict(zip(MAPS, maps, strict=True))}
+
+    def protect_graph(self) -> ProtectGraph | NoGraph:
+        if self.client.landmarker is not None:
+            return NoGraph("the region of roi='landmarks' is a hull that is found point by point; use roi='canonical'")
+        return ProtectGraph(lambda images: self._protect(images, torch.Generator()))
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)

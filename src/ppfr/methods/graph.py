@@ -19,7 +19,8 @@ class Draw:
 
     Kinds: `choice`, whole numbers (*shape) that are uniform over 0 .. of - 1; `permutation`, `shape[0]` independent,
     uniform permutations (*shape) of 0 .. shape[1] - 1; `laplace` and `normal`, noise (*shape) of location 0 and scale
-    1. The first two are int64, noise is float32. A deployed client makes them with its platform's cryptographic generator.
+    1. The first two are int64, noise is float32. A deployed client makes them with its platform's cryptographic
+    generator.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Draw:
         if self.kind == "choice":
             return torch.randint(self.of, self.shape, generator=generator)
         if self.kind == "permutation":
-            return draw_permutations(*self.shape, generator)
+            return draw_permutations(self.shape[0], self.shape[1], generator)
         if self.kind == "laplace":
             return laplace(self.shape, generator)
         return torch.randn(self.shape, generator=generator)

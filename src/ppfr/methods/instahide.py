@@ -22,6 +22,7 @@ from ppfr.methods.base import (
     TrainingStep,
     register,
 )
+from ppfr.methods.graph import NoGraph
 from ppfr.methods.parts import ChannelServer, server_stage
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.networks import Backbone
@@ -134,6 +135,9 @@ class InstaHide(Method):
 
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"image": self.client(images.float(), generator)[0]}
+
+    def protect_graph(self) -> NoGraph:
+        return NoGraph("an image is mixed with others of a set that the client holds and draws from")
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)

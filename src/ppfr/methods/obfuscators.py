@@ -20,6 +20,7 @@ from ppfr.methods.base import (
     payload_option,
     register,
 )
+from ppfr.methods.graph import NoGraph
 from ppfr.methods.parts import LevelsServer, server_stage
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.transforms.blur import EYES, GAUSSIAN_KERNEL, black_box, downscale, gaussian_blur, median_blur, pixelate
@@ -109,6 +110,9 @@ class Obfuscators(Method):
         if kind == "downscale":
             return downscale(images, strength)
         return black_box(images, _grown(EYES, strength))
+
+    def protect_graph(self) -> NoGraph:
+        return NoGraph("medians look up windows by value, and the other kinds choose their matrices by it")
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)

@@ -26,6 +26,7 @@ from ppfr.methods.base import (
     require_secrets,
     secret_option,
 )
+from ppfr.methods.graph import Draw, ProtectGraph
 from ppfr.methods.parts import ChannelServer
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.networks.gated import GatedConv2d, replace_module
@@ -130,6 +131,17 @@ class PartialFace(Method):
         require_secrets(self, [self._subsets, self._orders])
         assert self._subsets is not None and self._orders is not None
         return [subset[order].tolist() for subset in self._subsets for order in self._orders]
+
+    def protect_graph(self) -> ProtectGraph:
+        """One draw, the kind; all frequencies are computed, and the secret table says which of them leave."""
+
+        def apply(images: Tensor, subsets: Tensor, orders: Tensor, kind: Tensor) -> dict[str, Tensor]:
+            subset = subsets.index_select(0, kind // ORDERS)[0]
+            order = orders.index_select(0, kind % ORDERS)[0]
+            frequencies = subset.index_select(0, order)
+            return {"channels": block_dct(images).float().index_select(2, frequencies).flatten(1, 2)}
+
+        return ProtectGraph(apply, self.info.secrets, (Draw("kind", "choice", (1,), SUBSETS * ORDERS),))
 
     def hypotheses(self) -> list[Hypothesis]:
         """The 18 combinations of subset and order, for one who knows the table but not the draw."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ppfr.errors import MethodError
 from ppfr.methods.base import BackboneSpec, Hypothesis, Method, MethodInfo, MethodOptions, Stage, register
+from ppfr.methods.graph import Draw, ProtectGraph
 from ppfr.methods.parts import ChannelServer, server_stage
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.transforms.noise import laplace
@@ -139,6 +140,15 @@ class PEEP(Method):
         noisy = not math.isinf(self.options.epsilon)
         unit = laplace((len(images), self.options.components), generator) if noisy else None
         return {"image": self.client(images.float(), unit)}
+
+    def protect_graph(self) -> ProtectGraph:
+        """One draw, the noise."""
+
+        def apply(images: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
+            return {"image": self.client(images, noise)}
+
+        noiseless = math.isinf(self.options.epsilon)
+        return ProtectGraph(apply, draws=() if noiseless else (Draw("noise", "laplace", (1, self.options.components)),))
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)

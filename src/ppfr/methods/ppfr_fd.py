@@ -21,6 +21,7 @@ from ppfr.methods.base import (
     require_secrets,
     secret_option,
 )
+from ppfr.methods.graph import ProtectGraph
 from ppfr.methods.parts import ChannelServer, InputScale, server_stage
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.transforms import block_dct
@@ -114,9 +115,12 @@ class MaskingClient(nn.Module):
         self.order: Tensor | None = torch.randperm(count, generator=generator)
         self.weights: Tensor | None = 0.25 + 0.5 * torch.rand(count, generator=generator)
 
-    def select(self, images: Tensor) -> Tensor:
-        """The chosen channels (B,n,H,W) of images (B,3,H,W) in [-1,1], ascending; no others are computed."""
-        kept = self.kept.tolist()
+    def select(self, images: Tensor, kept: list[int] | None = None) -> Tensor:
+        """The chosen channels (B,n,H,W) of images (B,3,H,W) in [-1,1], ascending; no others are computed.
+
+        `kept` is the choice where the buffer cannot be read, as in a graph's making.
+        """
+        kept = self.kept.tolist() if kept is None else kept
         frequencies = sorted({channel % 64 for channel in kept})
         place = {frequency: at for at, frequency in enumerate(frequencies)}
         rows = [channel // 64 * len(frequencies) + place[channel % 64] for channel in kept]
@@ -125,8 +129,12 @@ class MaskingClient(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """What is sent (B,n,H,W): each channel of each image has mean 0 and deviation 1."""
         assert self.order is not None and self.weights is not None
-        channels = self.scale(self.select(images))[:, self.order.to(images.device)]
-        share = self.weights.to(images.device)[:, None, None]
+        return self.mask(self.select(images), self.order.to(images.device), self.weights.to(images.device))
+
+    def mask(self, selected: Tensor, order: Tensor, weights: Tensor) -> Tensor:
+        """What is sent of selected channels (B,n,H,W), with a shuffle (n,) and shares (n,)."""
+        channels = self.scale(selected).index_select(1, order)
+        share = weights[:, None, None]
         mixed = share * channels + (1 - share) * channels.roll(-1, 1)
         deviation, mean = torch.std_mean(mixed, dim=(2, 3), keepdim=True)
         normalised: Tensor = (mixed - mean) / deviation.clamp_min(1e-6)
@@ -190,6 +198,14 @@ class PPFRFD(Method):
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         require_secrets(self, [self.client.order, self.client.weights])
         return {"channels": self.client(images)}
+
+    def protect_graph(self) -> ProtectGraph:
+        kept: list[int] = self.client.kept.tolist()
+
+        def apply(images: Tensor, order: Tensor, weights: Tensor) -> dict[str, Tensor]:
+            return {"channels": self.client.mask(self.client.select(images, kept), order, weights)}
+
+        return ProtectGraph(apply, self.info.secrets)
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)

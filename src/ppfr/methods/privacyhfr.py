@@ -25,6 +25,7 @@ from ppfr.methods.base import (
     payload_option,
     register,
 )
+from ppfr.methods.graph import NoGraph, ProtectGraph
 from ppfr.methods.patterns import EmbeddingMatch, Patterns, UpdateRule, find_patterns
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.networks import Backbone
@@ -161,6 +162,11 @@ class PrivacyHFR(Method):
         if self.options.pattern == "dra":
             return {"pattern": self.find_patterns(images, generator).pattern.float()}
         return {"image": self.client(images).float()}
+
+    def protect_graph(self) -> ProtectGraph | NoGraph:
+        if self.options.pattern == "dra":
+            return NoGraph("a pattern is searched for by gradients; pattern='none' has one")
+        return ProtectGraph(lambda images: {"image": self.client(images).float()})
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)

@@ -26,6 +26,7 @@ from ppfr.methods.base import (
     require_secrets,
     secret_option,
 )
+from ppfr.methods.graph import NoGraph
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.networks import Backbone, build_backbone
 from ppfr.networks.mobilefacenet import CLIENT_BLOCKS, MobileFaceNet
@@ -259,6 +260,9 @@ class ProFaceC(Method):
         self.client.permutations = None
 
     # --- server -------------------------------------------------------------------------------------------------
+    def protect_graph(self) -> NoGraph:
+        return NoGraph("a hybrid image's tiles, and what its blurs look up, are chosen by value")
+
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         embedding: Tensor = self.server(tensors)
         return embedding

@@ -23,6 +23,7 @@ from ppfr.methods.base import (
     payload_option,
     register,
 )
+from ppfr.methods.graph import NoGraph, ProtectGraph
 from ppfr.methods.payload import PayloadSchema
 from ppfr.transforms.template import TemplateKey, protect_template
 
@@ -101,6 +102,10 @@ class SlerpFace(Method):
 
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return self.base._protect(images, generator)
+
+    def protect_graph(self) -> ProtectGraph | NoGraph:
+        """The base's."""
+        return self.base.protect_graph()
 
     def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return protect_template(self.base._embed(tensors).float(), self.key, self.options.share)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,30 +16,33 @@ from ppfr.files import atomic_path
 from ppfr.methods import Method, Payload, create
 from ppfr.methods.base import BackboneSpec
 from ppfr.methods.files import SECRETS_FILE
+from ppfr.methods.graph import NoGraph
 from ppfr.networks.gated import GatedConv2d
 from ppfr.serving.contract import Contract
+from ppfr.serving.graph import SavedGraph, save_protect_graph
+from ppfr.serving.onnx import TOLERANCE, write_onnx
 
 CLIENT, SERVER = "client", "server"
 CLIENT_FILE, EMBED_FILE = "client.safetensors", "embed.onnx"
-# how far ONNX Runtime may be from PyTorch, as a share of the largest value of an embedding
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Exported:
     """What an export found: the contract, how far ONNX Runtime is from PyTorch, and images the graph takes at a time.
 
-    `batch` is None where the graph takes any number.
+    `batch` is None where the graph takes any number. `graph` is the client's own, for clients without Python.
     """
 
     contract: Contract
     difference: float
     batch: int | None
+    graph: SavedGraph | NoGraph
 
 
 def export_method(method: Method, out: Path, *, coding: str = "float32", seed: int = 0) -> Exported:
     """Write `out`/client (weights, settings, and secrets apart with mode 0600) and `out`/server (ONNX of `embed`).
 
+    Where the method's client can be a graph, `out`/client also holds that as ONNX, with secrets and draws as inputs.
     The server's folder holds no secret and nothing of the client. Raises MethodError when the method lacks its secrets
     or when ONNX Runtime or the reloaded client does not compute what the method computes.
     """
@@ -57,6 +56,7 @@ def export_method(method: Method, out: Path, *, coding: str = "float32", seed: i
     again = Protector(out / CLIENT).protect(images, torch.Generator().manual_seed(seed))
     if any(not torch.equal(again[name], payload[name]) for name in payload.tensors):
         raise MethodError(f"{method.info.name}: the exported client does not make the payloads that the method makes")
+    graph = save_protect_graph(_bare_client(out / CLIENT, contract), method, images[:1], out / CLIENT)
     batch = 1 if any(isinstance(module, GatedConv2d) for module in method.server.modules()) else None
     with atomic_path(out / SERVER / EMBED_FILE) as path:
         _save_server(method, payload, path, batch)
@@ -66,7 +66,7 @@ def export_method(method: Method, out: Path, *, coding: str = "float32", seed: i
             f"{method.info.name}: ONNX Runtime's embeddings differ from PyTorch's by {difference:.2g} of the largest "
             f"value; expected at most {TOLERANCE:g}"
         )
-    return Exported(contract, difference, batch)
+    return Exported(contract, difference, batch, graph)
 
 
 class Protector:
@@ -76,16 +76,10 @@ class Protector:
         """Load a `client/` folder; raises CheckpointError when it is none or lacks its secrets."""
         folder = Path(folder)
         self.contract = Contract.load(folder)
-        config = self.contract.config
-        self._method = create(config["method"], BackboneSpec.from_dict(config["backbone"]), **config["options"])
-        try:
-            self._method.client.load_state_dict(load_file(folder / CLIENT_FILE))
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"{folder / CLIENT_FILE} does not fit {config['method']}: {error}") from error
+        self._method = _bare_client(folder, self.contract)
         if self._method.info.secrets:
             if not (folder / SECRETS_FILE).is_file():
                 raise CheckpointError(f"{folder} lacks {SECRETS_FILE}; without its secrets a client cannot protect")
-            self._method.drop_secrets()
             self._method.set_secrets(load_file(folder / SECRETS_FILE))
 
     @torch.no_grad()
@@ -144,6 +138,19 @@ def _protect(method: Method, images: Tensor, seed: int) -> Payload:
     return method.eval().protect(images, torch.Generator().manual_seed(seed))
 
 
+def _bare_client(folder: Path, contract: Contract) -> Method:
+    """The client of a `client/` folder without its secrets; its server's weights are fresh ones."""
+    config = contract.config
+    method = create(config["method"], BackboneSpec.from_dict(config["backbone"]), **config["options"])
+    try:
+        method.client.load_state_dict(load_file(folder / CLIENT_FILE))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / CLIENT_FILE} does not fit {config['method']}: {error}") from error
+    if method.info.secrets:
+        method.drop_secrets()
+    return method.eval()
+
+
 def _save_client(method: Method, folder: Path) -> None:
     weights = {name: tensor.detach().cpu().clone() for name, tensor in method.client.state_dict().items()}
     with atomic_path(folder / CLIENT_FILE) as path:
@@ -156,34 +163,10 @@ def _save_client(method: Method, folder: Path) -> None:
 
 def _save_server(method: Method, payload: Payload, path: Path, batch: int | None) -> None:
     sample = payload if batch is None else payload.select(range(batch))
-    names = list(payload.tensors)
-    dynamic = ({0: torch.export.Dim("images", min=1, max=1 << 16)},) * len(names) if batch is None else None
-    with _quiet():
-        torch.onnx.export(
-            _Embed(method).eval(),
-            tuple(sample.tensors[name] for name in names),
-            str(path),
-            input_names=names,
-            output_names=["embedding"],
-            dynamic_shapes=None if dynamic is None else (dynamic,),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """PyTorch's exporter tells of operators of packages that are not installed, which is nobody's concern here."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    dynamic = ({0: torch.export.Dim("images", min=1, max=1 << 16)},) * len(sample.tensors) if batch is None else None
+    inputs = {name: sample.tensors[name] for name in payload.tensors}
+    shapes = None if dynamic is None else (dynamic,)
+    write_onnx(_Embed(method).eval(), inputs, ["embedding"], path, dynamic=shapes)
 
 
 def _difference(method: Method, embedder: Embedder, payload: Payload) -> float:

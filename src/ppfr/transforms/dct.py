@@ -71,8 +71,11 @@ def block_dct(images: Tensor, frequencies: Iterable[int] | None = None, *, raw_r
     scale, middle = (255.0, 0.0) if raw_range else (127.5, 127.5)
     planes = torch.stack(split_luma_chroma(_at_least_float32("images", images)), dim=1).mul_(scale)
     planes[:, 0].add_(middle - _MIDDLE)
-    plan = _plan(chosen, planes)
-    channels = _linear(planes.flatten(0, 1), plan.analyse, plan.analyse_adjoint)
+    if torch.compiler.is_exporting():
+        channels = _plain_analyse(planes.flatten(0, 1), chosen)
+    else:
+        plan = _plan(chosen, planes)
+        channels = _linear(planes.flatten(0, 1), plan.analyse, plan.analyse_adjoint)
     return channels.view(shape[0], 3, len(chosen), *shape[2:])
 
 
@@ -93,8 +96,11 @@ def inverse_block_dct(coefficients: Tensor, frequencies: Iterable[int] | None = 
             f"{len(chosen)} frequencies, H and W at least {BLOCK}"
         )
     channels = _at_least_float32("coefficients", coefficients).flatten(0, 1)
-    plan = _plan(chosen, channels)
-    planes = _linear(channels, plan.synthesise, plan.synthesise_adjoint)
+    if torch.compiler.is_exporting():
+        planes = _plain_synthesise(channels, chosen)
+    else:
+        plan = _plan(chosen, channels)
+        planes = _linear(channels, plan.synthesise, plan.synthesise_adjoint)
     luma, blue_chroma, red_chroma = planes.view(shape[0], 3, *shape[3:]).unbind(1)
     images = join_luma_chroma(luma, blue_chroma, red_chroma).add_(_MIDDLE).div_(255)
     return images.clamp_(0, 1) if clamp else images
@@ -397,6 +403,40 @@ def _basis() -> np.ndarray:
     """The orthonormal DCT-II (8, 8): row u is the cosine of frequency u."""
     angle = np.pi * np.outer(np.arange(BLOCK), 2 * np.arange(BLOCK) + 1) / (2 * BLOCK)
     return np.cos(angle) * np.sqrt(np.where(np.arange(BLOCK)[:, None] == 0, 1, 2) / BLOCK)
+
+
+# --- for exported graphs: the same in few operations, none of them in place ------------------------------------------
+def _plain_analyse(planes: Tensor, frequencies: tuple[int, ...]) -> Tensor:
+    """`_Plan.analyse`: planes (N, H, W) to channels (N, F, H, W)."""
+    verticals, horizontals = zip(*(divmod(frequency, BLOCK) for frequency in frequencies), strict=True)
+    lines = _plain_line(planes[:, None], tuple(range(BLOCK)), -1)
+    return _plain_line(lines[:, list(horizontals)], verticals, -2)
+
+
+def _plain_line(pixels: Tensor, frequencies: tuple[int, ...], dim: int) -> Tensor:
+    """One frequency along `dim`, -1 or -2, for each channel of (N, F or 1, H, W)."""
+    size = pixels.shape[dim]
+    steps = pixels.diff(dim=dim)
+    nothing = torch.zeros_like(pixels.narrow(dim, 0, 1))
+    ahead, behind = torch.cat([steps, nothing], dim), torch.cat([nothing, steps], dim)
+    means = np.where(np.array(frequencies) == 0, _MEAN, 0.0)[:, None]
+    mean, forward, backward = (
+        _along(weights, dim, pixels) for weights in (means, *(each[list(frequencies)] for each in _step_weights(size)))
+    )
+    return mean * pixels + forward * ahead + backward * behind
+
+
+def _plain_synthesise(channels: Tensor, frequencies: tuple[int, ...]) -> Tensor:
+    """`_Plan.synthesise`: channels (N, F, H, W) to planes (N, H, W)."""
+    verticals, horizontals = (list(axis) for axis in zip(*(divmod(f, BLOCK) for f in frequencies), strict=True))
+    height, width = channels.shape[2:]
+    down = _along(_taps(height)[verticals], -2, channels)
+    return (channels * down * _along(_taps(width)[horizontals], -1, channels)).sum(1)
+
+
+def _along(weights: np.ndarray, dim: int, like: Tensor) -> Tensor:
+    """Weights (F, size) shaped to broadcast over (N, F, H, W) along `dim`."""
+    return torch.from_numpy(weights[:, None, :] if dim == -1 else weights[:, :, None]).to(like)
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
