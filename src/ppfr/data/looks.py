@@ -32,6 +32,8 @@ _UPRIGHT_SIZE = 320
 _FARTHEST = 0.5
 _EXPECTED = (template() - 56) * _UPRIGHT + _UPRIGHT_SIZE / 2
 _EYE_DISTANCE = float(np.linalg.norm(_EXPECTED[1] - _EXPECTED[0]))
+_SIDEWAYS = [np.array([[0.5, -sign * 0.75**0.5], [sign * 0.75**0.5, 0.5]]) for sign in (1, -1)]
+"""Turns by 60 degrees to either side."""
 _MIRRORED = [1, 0, 2, 4, 3]
 
 
@@ -73,15 +75,25 @@ class UprightLooks(Detector):
 
     def _again(self, image: Images, face: Detection) -> Detection:
         """The same face, with the landmarks of the last look that saw it and the score of the surest."""
-        score, landmarks = face.score, face.landmarks
+        if seen := self._follow(image, face, face.landmarks):
+            return seen
+        # a head on its side, whose landmarks the first look put as if it were upright
+        centre = face.landmarks.mean(0)
+        turned = [(face.landmarks - centre) @ turn.T + centre for turn in _SIDEWAYS]
+        found = [other for landmarks in turned if (other := self._follow(image, face, landmarks))]
+        return max(found, key=lambda other: other.score, default=face)
+
+    def _follow(self, image: Images, face: Detection, landmarks: Floats) -> Detection | None:
+        """The face as looks see it that begin with these landmarks; None where the first does not see it."""
+        score = None
         for _ in range(_UPRIGHT_LOOKS):
             upright = similarity(landmarks, _EXPECTED)
             seen = self._upright(warp(image, upright, _UPRIGHT_SIZE))
             if not seen:
                 break
             landmarks = moved(np.mean([each.landmarks for each in seen], 0), inverted(upright))
-            score = max(score, *(each.score for each in seen))
-        return Detection(face.box, score, landmarks)
+            score = max(score or face.score, *(each.score for each in seen))
+        return None if score is None else Detection(face.box, score, landmarks)
 
     def _upright(self, patch: Images) -> list[Detection]:
         """The face in the middle of a patch, as it is and mirrored, where it is found."""
