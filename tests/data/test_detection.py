@@ -135,6 +135,8 @@ class TestDetectors:
         assert seen.found >= {"yunet": 65, "retinaface": 64}[detector.name]
         assert np.median(seen.errors) < 0.085
         assert np.median(seen.errors[(seen.tilts >= 10) & (seen.tilts < 20)]) < 0.10
+        # without turning heads on their side 0.45
+        assert np.median(seen.errors[seen.tilts >= 20]) < 0.15
 
     @pytest.mark.parametrize("degrees", [-30, 15, 45])
     def test_a_turned_photograph_gives_the_same_crop(
