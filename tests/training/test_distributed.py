@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 import ppfr
 from ppfr.data.faceset import FaceSet
+from ppfr.data.joint import JointFaces
 from ppfr.errors import DataError, RecipeError
 from ppfr.ranks import RankError
 from ppfr.training import trainer as trainer_module
@@ -25,9 +26,9 @@ from processes import on_ranks
 PEOPLE, IMAGES = 5, 8
 
 
-def faces() -> FaceSet:
+def faces(seed: int = 0) -> FaceSet:
     """Noise patterns, one a person, under noise."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     patterns = np.repeat(np.repeat(rng.integers(40, 216, (PEOPLE, 14, 14, 3)), 8, axis=1), 8, axis=2)
     images = np.concatenate([pattern[None] + rng.integers(-30, 30, (IMAGES, 112, 112, 3)) for pattern in patterns])
     images = images.clip(0, 255).astype(np.uint8)
@@ -201,6 +202,37 @@ def test_a_sample_of_classes_learns(tmp_path: Path) -> None:
     on_ranks(2, work)
     history = losses(Run(tmp_path / "sampled"))
     assert np.mean(history[-4:]) < 0.8 * np.mean(history[:4])
+
+
+def two_sets() -> JointFaces:
+    first, second = faces(), faces(seed=1)
+    second.name = "others"
+    return JointFaces([first, second], [3, 1], [1.0, 0.5])
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_several_data_sets_have_a_head_each(tmp_path: Path, sharded: bool) -> None:
+    """Two ranks take the steps of one process; and the loss is the weighted sum of the sets'."""
+    head = {"name": "cosface", "options": {"scale": 8}, "sharded": sharded}
+    settings = recipe("arcface", training={"head": head, "freeze_norm": True, "epochs": 0.5})
+
+    def learn(folder: str) -> Run:
+        run = Run(tmp_path / folder)
+        targets = F.normalize(torch.randn(2 * PEOPLE * IMAGES, 16, generator=torch.Generator().manual_seed(1)))
+        method = ppfr.create("arcface", "mobilefacenet", 0, width=0.125, embedding_size=16)
+        train(method, settings, two_sets(), run, targets=targets)
+        return run
+
+    alone = learn("alone")
+
+    def work() -> None:
+        learn("both")
+
+    on_ranks(2, work)
+    assert losses(Run(tmp_path / "both")) == pytest.approx(losses(alone), abs=1e-4, rel=1e-4)
+    # untrained heads of 5 people each: cross entropy near that of chance, with a margin of 0.4 at scale 8
+    chance = np.log(1 + 4 * np.exp(8 * 0.4))
+    assert rows(alone)[0]["loss_margin"] == pytest.approx(1.5 * chance, rel=0.4)
 
 
 def test_what_one_rank_refuses_all_refuse(tmp_path: Path) -> None:

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ppfr.cli.app import DataOption, DeviceOption, StrictOption, app, out, recogniser, say_skipped
+from ppfr.cli.app import DeviceOption, StrictOption, app, out, recogniser, say_skipped
+from ppfr.data.faceset import FaceSet
+from ppfr.data.joint import JointFaces
 from ppfr.data.sources import open_splits
+from ppfr.errors import DataError
 from ppfr.methods import create
 from ppfr.ranks import joined
 from ppfr.training.interruption import EXIT_STATUS, Interrupted
 from ppfr.training.loop import train
-from ppfr.training.recipe import PROFILES, load_recipe
+from ppfr.training.recipe import PROFILES, DataSet, load_recipe
 from ppfr.training.run import Run
 
 
 @app.command("train")
 def train_command(
     method_or_recipe: Annotated[str, typer.Argument(help="A method's name (see `ppfr methods`) or a recipe file.")],
-    data: DataOption,
     out_dir: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            help="Aligned 112x112 faces: a folder with train.csv and test.csv, a folder per identity, a CSV with the "
+            "columns path,identity, synthetic[:people=200,images=20,seed=0], or a heterogeneous protocol: "
+            "lamp-hq:DIR[,fold=N], casia-nir-vis:DIR[,fold=N], tufts:DIR. Repeatable: several sets are learned side by "
+            "side, each with a head of its own; the recipe's `data` sets their shares of a batch and their weights.",
+        ),
+    ] = None,
     teacher: Annotated[Path | None, typer.Option(help="Public recogniser to distil: any checkpoint or ONNX.")] = None,
     profile: Annotated[str, typer.Option(help=f"Recipe profile: {', '.join(PROFILES)}.")] = "standard",
     settings: Annotated[
@@ -47,10 +60,15 @@ def train_command(
     """
     known = recogniser(teacher, teacher_preprocessing)
     recipe = load_recipe(method_or_recipe, profile=profile, taught=known is not None, overrides=settings or [])
+    sources = [DataSet(source=source) for source in data] if data else recipe.data
+    if not sources:
+        raise DataError("no data to learn from: give --data DIR, or `data` in the recipe")
+    if len(sources) > 1:
+        recipe = recipe.model_copy(update={"data": sources})
     architecture = known.architecture if known is not None and known.backbone is not None else None
     method = create(recipe.method, recipe.backbone_spec(architecture), recipe.seed, **recipe.options)
     with joined(device) as ranks:
-        faces, _ = open_splits(data, size=method.input_size[0], strict=strict, seed=recipe.seed)
+        faces = _open_training(sources, method.input_size[0], strict, recipe.seed)
         if ranks.first:
             say_skipped(faces.skipped)
         try:
@@ -60,6 +78,14 @@ def train_command(
                 out.print(str(stopped), soft_wrap=True)
             raise typer.Exit(EXIT_STATUS) from stopped
         if ranks.first:
-            out.print(
-                f"Trained {recipe.method}: {out_dir}\nNext: ppfr evaluate {out_dir} --data {data}", soft_wrap=True
-            )
+            following = f"ppfr evaluate {out_dir} --data {sources[0].source}"
+            out.print(f"Trained {recipe.method}: {out_dir}\nNext: {following}", soft_wrap=True)
+
+
+def _open_training(sources: Sequence[DataSet], size: int, strict: bool, seed: int) -> FaceSet:
+    """The training people of one source, or of several joined."""
+    sets = [open_splits(chosen.source, size=size, strict=strict, seed=seed)[0] for chosen in sources]
+    if len(sets) == 1:
+        return sets[0]
+    shares = [chosen.share or float(len(faces)) for chosen, faces in zip(sources, sets, strict=True)]
+    return JointFaces(sets, shares, [chosen.weight for chosen in sources])

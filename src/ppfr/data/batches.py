@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -106,18 +106,7 @@ class Batches:
         return self._count
 
     def __iter__(self) -> Iterator[Batch]:
-        numbers = range(self.start_batch, len(self))
-        if not self.prefetch:
-            yield from map(self.batch, numbers)
-            return
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            coming = thread.submit(self.batch, numbers[0]) if numbers else None
-            for number in numbers:
-                assert coming is not None
-                batch = coming.result()
-                if number + 1 < len(self):
-                    coming = thread.submit(self.batch, number + 1)
-                yield batch
+        return in_turn(self.batch, range(self.start_batch, len(self)), prefetch=self.prefetch)
 
     def batch(self, number: int) -> Batch:
         """This rank's part of batch `number` (0..len - 1) of the epoch, in any order of asking."""
@@ -130,6 +119,21 @@ class Batches:
         draws = np.random.default_rng([self.seed, self.epoch, number]).random((len(whole), 8), np.float32)[mine]
         images = augment(self.faces.images(indices), draws, self.augmentation)
         return Batch(images, torch.from_numpy(self.faces.labels[indices]), torch.from_numpy(indices.copy()))
+
+
+def in_turn(batch: Callable[[int], Batch], numbers: range, *, prefetch: bool) -> Iterator[Batch]:
+    """Batches of consecutive `numbers`; with `prefetch` the next is prepared in a thread while one is used."""
+    if not prefetch:
+        yield from map(batch, numbers)
+        return
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming = thread.submit(batch, numbers[0]) if numbers else None
+        for number in numbers:
+            assert coming is not None
+            ready = coming.result()
+            if number + 1 < numbers.stop:
+                coming = thread.submit(batch, number + 1)
+            yield ready
 
 
 def augment(images: Images, draws: Draws, how: Augmentation) -> Tensor:

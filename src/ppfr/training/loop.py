@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppfr.data.faceset import FaceSet
 from ppfr.errors import RecipeError
-from ppfr.heads import Head, ShardedHead
 from ppfr.methods import Method
 from ppfr.methods.files import load_method, save_method
 from ppfr.networks import Recogniser
@@ -77,19 +76,19 @@ def _train(
     if state is not None:
         method.load_state_dict(state["method"])
         seconds, notes = float(state["seconds"]), dict(state["notes"])
-    head: Head | ShardedHead | None = None
+    heads: dict[str, nn.Module] = {}
     for index, stage in enumerate(stages):
         if index not in chosen or (state and index < state["stage"]):
             continue
         stage_state = state if state and index == state["stage"] else None
         resumes = stage_state is not None
         trainer = StageTrainer(
-            method, stage, index, recipe, faces, run, teacher, targets, ranks, device, head, resumes=resumes
+            method, stage, index, recipe, faces, run, teacher, targets, ranks, device, heads, resumes=resumes
         )
         if not resumes:
             notes[stage.name] = trainer.initialise()
         seconds = trainer.run_epochs(stage_state, seconds, notes)
-        head = trainer.head
+        heads = trainer.heads
     method.eval()
     ranks.on_first(lambda: _finish(method, run, seconds, notes))
     return method

@@ -106,6 +106,14 @@ class Augment(_Strict):
     jitter: float = Field(0.0, ge=0, le=1, description="strength of brightness and contrast changes")
 
 
+class DataSet(_Strict):
+    """One data set among several that a run learns from, each with a head of its own."""
+
+    source: str = Field(description="as --data takes it")
+    share: float | None = Field(None, gt=0, description="part of each batch; null: by number of images")
+    weight: float = Field(1.0, gt=0, description="factor on its margin loss")
+
+
 class Backbone(_Strict):
     """The server's network; `auto` takes the teacher's own architecture, or else `fallback`."""
 
@@ -128,6 +136,7 @@ class Recipe(_Strict):
     warm_start_images: int = Field(768, ge=36, description="training images used to fit the first layer")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     augment: Augment = Augment()
+    data: list[DataSet] = Field(default_factory=list, description="data sets to learn from together; else --data")
     training: StageSettings = StageSettings()
     stages: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="changes to `training` for one stage, by the stage's name"

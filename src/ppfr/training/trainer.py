@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ppfr.data.batches import Augmentation, Batches
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
+from ppfr.data.joint import JointBatches, JointFaces, split_batch
 from ppfr.errors import RecipeError
 from ppfr.globalbatch import global_batch
 from ppfr.heads import Head, ShardedHead, build_head
@@ -55,7 +57,7 @@ class StageTrainer:
         targets: Tensor | None,
         ranks: Ranks,
         device: torch.device | str,
-        head: Head | ShardedHead | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
         *,
         resumes: bool = False,
     ) -> None:
@@ -76,13 +78,12 @@ class StageTrainer:
         size = stage.embedding_size
         parts: dict[str, nn.Module] = {"stage": stage.module}
         if self.margin_weight:
-            if stage.continues_head and head is None and not resumes:
+            if stage.continues_head and not heads and not resumes:
                 raise RecipeError(
                     f"stage {stage.name!r} goes on with the head of the stage before it, which had none; train both "
                     "stages in one run with losses.margin above 0"
                 )
-            carried = head if stage.continues_head else None
-            parts["head"] = self._build_head(size, generator) if carried is None else carried
+            parts |= heads if stage.continues_head and heads else self._build_heads(size, generator)
         if self.distil_weight:
             assert targets is not None
             parts["distillation"] = Distillation(size, targets.shape[1], generator)
@@ -99,8 +100,17 @@ class StageTrainer:
         self.scaler = scaler(self.device.type, enabled=self.dtype is torch.float16)
         self._compute: Callable[..., dict[str, Tensor]] = self._losses
 
-    def _build_head(self, size: int, generator: torch.Generator) -> Head | ShardedHead:
-        chosen, classes = self.settings.head, len(self.faces.identities)
+    def _build_heads(self, size: int, generator: torch.Generator) -> dict[str, nn.Module]:
+        """One head, or one for each of several data sets."""
+        if isinstance(self.faces, JointFaces):
+            return {
+                f"head-{at}": self._build_head(size, len(member.faces.identities), generator)
+                for at, member in enumerate(self.faces.members)
+            }
+        return {"head": self._build_head(size, len(self.faces.identities), generator)}
+
+    def _build_head(self, size: int, classes: int, generator: torch.Generator) -> Head | ShardedHead:
+        chosen = self.settings.head
         if chosen.sample_rate < 1 or (chosen.sharded and self.ranks.several):
             return ShardedHead(
                 chosen.name,
@@ -116,16 +126,14 @@ class StageTrainer:
         return head
 
     @property
-    def head(self) -> Head | ShardedHead | None:
-        """The margin head as training left it."""
-        head = self.parts["head"] if self.margin_weight else None
-        assert head is None or isinstance(head, Head | ShardedHead)
-        return head
+    def heads(self) -> dict[str, nn.Module]:
+        """The margin heads as training left them, by name; none without a margin loss."""
+        return {name: part for name, part in self.parts.items() if isinstance(part, Head | ShardedHead)}
 
-    def _batches(self, pass_index: int, start: int = 0) -> Batches:
+    def _batches(self, pass_index: int, start: int = 0) -> Batches | JointBatches:
         augment = self.recipe.augment
-        return Batches(
-            self.faces,
+        make = partial(JointBatches, self.faces) if isinstance(self.faces, JointFaces) else partial(Batches, self.faces)
+        return make(
             self.settings.batch_size,
             seed=self.recipe.seed * 100 + self.index,
             epoch=pass_index,
@@ -327,13 +335,28 @@ class StageTrainer:
         return losses
 
     def _margin_loss(self, embedding: Tensor, labels: Tensor, mixture: Mixture | None, seed: int) -> Tensor:
-        """Cross entropy of the margin head; of a mixture the weighted sum over the people in it."""
+        """Cross entropy of the margin head, or the weighted sum over the heads of several data sets."""
+        if not isinstance(self.faces, JointFaces):
+            return self._head_loss("head", embedding, labels, mixture, seed)
+        if mixture is not None:
+            raise RecipeError(f"{self.method.info.name} mixes images of a batch; that needs a single data set")
+        members = self.faces.members
+        sizes = split_batch([member.share for member in members], len(labels))
+        parts = zip(members, torch.split(embedding, sizes), torch.split(labels, sizes), strict=True)
+        terms = [
+            member.weight * self._head_loss(f"head-{at}", own, people - member.first_person, None, seed + at)
+            for at, (member, own, people) in enumerate(parts)
+        ]
+        return torch.stack(terms).sum()
+
+    def _head_loss(self, name: str, embedding: Tensor, labels: Tensor, mixture: Mixture | None, seed: int) -> Tensor:
+        """Cross entropy of one head; of a mixture the weighted sum over the people in it."""
         weights = None
         if mixture is not None:
             people = mixture.rows.shape[1]
             labels, weights = labels[mixture.rows].flatten(), people * mixture.weights.flatten()
             embedding = embedding.repeat_interleave(people, 0)
-        head = self.parts["head"]
+        head = self.parts[name]
         if isinstance(head, ShardedHead):
             # each rank draws among its own classes
             classes = torch.Generator(self.device).manual_seed(seed * 65_537 + self.ranks.rank)
