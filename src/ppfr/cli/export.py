@@ -42,6 +42,7 @@ def export(
     )
     out.print(
         f"contract {exported.contract.id}\n{out_dir / 'client'}: to devices; {client}\n"
-        f"{out_dir / 'server'}: to the server; ONNX differs from PyTorch by {exported.difference:.1g} of the largest value, takes {batch} at a time",
+        f"{out_dir / 'server'}: to the server; ONNX differs from PyTorch by {exported.difference:.1g} of the "
+        f"largest value, takes {batch} at a time",
         soft_wrap=True,
     )
