@@ -11,6 +11,8 @@ import pytest
 
 from ppfr.comparison import comparison_names, load_comparison
 from ppfr.errors import RecipeError
+from ppfr.methods import Method
+from ppfr.methods.arcface import ArcFace
 from test_cli import TINY, ppfr_command
 
 RECIPE = """
@@ -70,6 +72,21 @@ def test_a_failure_is_told_and_does_not_stop_the_others(
     assert "the loss is" in tables(folder)["failed"]["wild"][0]
     assert len(tables(folder)["tables"]["accuracy"]["rows"]) == 1
     assert "wild failed" in (folder / "comparison.html").read_text()
+
+
+def test_an_unforeseen_error_does_not_stop_the_others(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(method: Method, *_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(ArcFace, "stages", breaks)
+    folder = tmp_path / "out"
+    assert ppfr_command(monkeypatch, "compare", recipe, "--data", TINY, "--out", folder, "--seeds", "0") == 1
+    said = capsys.readouterr().err
+    assert "1 of 2 failed: arcface (seed 0): RuntimeError: out of memory" in said and "Traceback" in said
+    assert tables(folder)["failed"] == {"arcface": ["seed 0: RuntimeError: out of memory"]}
+    assert len(tables(folder)["tables"]["accuracy"]["rows"]) == 1
 
 
 def test_an_audited_comparison_draws_leak_and_front(

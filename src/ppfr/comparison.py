@@ -166,9 +166,13 @@ class Comparison:
                 console.print(f"[bold]{entry.label}[/bold], seed {seed}")
                 try:
                     outcomes.append(self._one(bench, entry, seed))
-                except PpfrError as error:
-                    console.print(f"{entry.label}: {error}", style="red", markup=False, soft_wrap=True)
-                    outcomes.append(Outcome(entry.label, seed, None, None, str(error)))
+                except Exception as error:
+                    # hours of the others' work do not end with one method's mistake, foreseen or not
+                    if not isinstance(error, PpfrError):
+                        console.print_exception()
+                    told = str(error) if isinstance(error, PpfrError) else f"{type(error).__name__}: {error}"
+                    console.print(f"{entry.label}: {told}", style="red", markup=False, soft_wrap=True)
+                    outcomes.append(Outcome(entry.label, seed, None, None, told))
                 done(outcomes)
         return outcomes
 

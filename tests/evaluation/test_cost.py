@@ -62,6 +62,15 @@ def test_real_methods(name: str, generator: torch.Generator) -> None:
     assert cost.server_macs > 100e6
 
 
+def test_a_client_that_searches_by_gradients_is_counted(generator: torch.Generator) -> None:
+    """Its network sees the searched image itself: nothing derived from it stands between."""
+    method = create("avih", "mobilefacenet", width=0.25, embedding_size=32, iterations=2, key_width=0.125)
+    images = torch.rand(1, 3, 112, 112, generator=generator) * 2 - 1
+    cost = measure_cost(method, images, generator, repeats=1, warmup=0)
+    # two passes forwards and backwards, and one to judge what they found
+    assert cost.client_macs > 3 * cost.server_macs
+
+
 def test_latency_is_the_median_after_warmup() -> None:
     durations = iter([0.2, 0.001, 0.004, 0.1])
     found = median_latency(lambda: time.sleep(next(durations)), repeats=3, warmup=1)

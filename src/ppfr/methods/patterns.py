@@ -183,7 +183,9 @@ def _advance(books: Patterns, rows: Tensor, terms: Sequence[LossTerm], rule: Upd
     last = updates >= rule.iterations
     learns = not bool(last.all())
     with torch.set_grad_enabled(learns):
-        judged = [term(pattern.requires_grad_(learns), rows) for term in terms]
+        # terms see a view: hooks that count a network's operations cannot sit on a leaf that goes straight into it
+        shown = pattern.requires_grad_(learns).view_as(pattern)
+        judged = [term(shown, rows) for term in terms]
         loss = torch.stack([found.loss for found in judged]).sum(0)
     cosine = next((found.cosine for found in judged if found.cosine is not None), None)
     _check(loss, cosine, rule)

@@ -99,6 +99,8 @@ def _lines(outcomes: Sequence[Outcome]) -> list[_Line]:
 
 def _seeds(lines: Sequence[_Line]) -> tuple[str, ...]:
     """What readers must know of the deviations."""
+    if not lines:
+        return ()
     counts = {len(line.figures) for line in lines}
     if counts == {1}:
         return (_NO_SPREAD,)
