@@ -20,7 +20,7 @@ from torch import Tensor
 
 import ppfr
 from dct import ALL, straightforward, straightforward_inverse
-from ppfr.cli import tune_memory
+from ppfr.memory import tune_memory
 from ppfr.methods.minusface import CHANNELS
 from ppfr.transforms.shuffle import draw_permutations
 

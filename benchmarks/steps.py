@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import ppfr
 from dct import ALL, straightforward, straightforward_inverse
-from ppfr.cli import tune_memory
+from ppfr.memory import tune_memory
 from ppfr.methods import Method, Stage, minusface, proface_c
 from ppfr.networks.prelu import PReLU
 from ppfr.training.distillation import Distillation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from ppfr.methods import BackboneSpec, Method, create
+from ppfr.serving.assets import RUNTIME_VERSION, has_runtime, runtime_folder
 from ppfr.serving.export import Protector, export_method
 
 SPEC = BackboneSpec("ir18", 16, 0.125, (32, 32))
@@ -38,3 +40,15 @@ def send(deployment: Path) -> Callable[..., bytes]:
         return client.to_bytes(torch.cat(images), torch.Generator().manual_seed(draw))
 
     return message
+
+
+@pytest.fixture(scope="session")
+def runtime() -> Path:
+    """The folder of onnxruntime-web; nothing is fetched in tests."""
+    given = os.environ.get("PPFR_ORT_WEB")
+    folder = Path(given) if given else runtime_folder()
+    if not has_runtime(folder):
+        pytest.skip(
+            f"needs onnxruntime-web {RUNTIME_VERSION}: run `ppfr web-assets`, or set PPFR_ORT_WEB to its folder"
+        )
+    return folder

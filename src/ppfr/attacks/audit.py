@@ -49,6 +49,7 @@ from ppfr.evaluation.evaluate import evaluate_pairs
 from ppfr.evaluation.identification import draw_search
 from ppfr.evaluation.statistics import Interval
 from ppfr.files import sha256_file
+from ppfr.memory import release_memory
 from ppfr.methods.base import Method
 from ppfr.methods.files import MODEL_FILE, load_method
 from ppfr.methods.payload import Payload
@@ -70,7 +71,7 @@ _TITLES = {
     "pair_accuracy": "pair accuracy",
 }
 # bytes of payloads that are attacked at once
-_MOST_BYTES = 400_000_000
+_MOST_BYTES = 200_000_000
 _BATCH = 32
 
 
@@ -331,8 +332,11 @@ class _AuditRun:
                 seed=self.seed,
                 progress=progress,
             )
+            release_memory()
             result = self._in_portions(prepared, target, scene)
-        return _Outcome(result, success.measure(result, scene.truth, self._successes(result)), scene)
+        outcome = _Outcome(result, success.measure(result, scene.truth, self._successes(result)), scene)
+        release_memory()
+        return outcome
 
     def _in_portions(self, prepared: PreparedAttack[Any], target: Method, scene: _Scene) -> Result:
         """Attack some rows after others, so that the payloads of all people need not be held at once."""
@@ -343,6 +347,7 @@ class _AuditRun:
             rows = range(first, min(first + portion, scene.rows))
             payloads = [self._sent(target, scene, view, rows, prepared.attacker.threat.sees) for view in range(views)]
             found.append(prepared(payloads))
+            del payloads
         return _joined(found)
 
     def _sent(self, target: Method, scene: _Scene, view: int, rows: Sequence[int], sees: Sees) -> Payload:

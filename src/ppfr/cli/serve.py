@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ppfr.cli.app import app, out
 from ppfr.errors import GalleryError
+
+if TYPE_CHECKING:
+    from ppfr.serving.web import Page
 
 
 @app.command()
@@ -29,6 +32,17 @@ def serve(
     init: Annotated[
         bool, typer.Option("--init", help="First make the key file, if it is absent, and print a new admin API key.")
     ] = False,
+    page_client: Annotated[
+        Path | None,
+        typer.Option(
+            help="Serve the web page at /, with the graph of this client/ folder. If its secrets lie there too, every "
+            "holder of an API key gets them, and this machine knows them; if not, users bring the file."
+        ),
+    ] = None,
+    page_detector: Annotated[
+        Path | None,
+        typer.Option(help="YuNet's ONNX file for the page; by default the one that `ppfr web-assets` fetched."),
+    ] = None,
     rate: Annotated[float, typer.Option(help="Requests a second for each API key.", min=0.01)] = 50.0,
 ) -> None:
     """Answer enrolments and queries that come as payloads; photos never reach this program.
@@ -47,6 +61,7 @@ def serve(
         Keyring.create().save(key_file)
         out.print(f"{key_file}: a new key; without it the gallery's templates are lost", soft_wrap=True)
     service = open_service(deployment, gallery, Keyring.load(key_file))
+    page = None if page_client is None else _page(page_client, page_detector, service.contract.id)
     if init:
         _, secret = service.gallery.create_api_key("first admin", Role.ADMIN)
         out.print(f"x-api-key (admin, shown once): {secret}", soft_wrap=True)
@@ -55,5 +70,19 @@ def serve(
         raise GalleryError(f"gallery {gallery!r} has no API key, so nobody could ask; begin with --init")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out.print(f"contract {service.contract.id}; {len(service)} templates; http://{host}:{port}", soft_wrap=True)
-    application = create_app(service, ServerLimits(rate=rate, burst=max(1, round(2 * rate))))
+    application = create_app(service, ServerLimits(rate=rate, burst=max(1, round(2 * rate))), page)
     uvicorn.run(application, host=host, port=port, access_log=False, log_level="warning")
+
+
+def _page(client: Path, detector: Path | None, contract: str) -> Page:
+    from ppfr.data.fetch import cached_path
+    from ppfr.data.yunet import MODEL_SHA256, MODEL_URL
+    from ppfr.serving.web import open_page
+
+    fetched = cached_path(MODEL_URL, MODEL_SHA256)
+    page = open_page(client, contract, detector or (fetched if fetched.is_file() else None))
+    if page.detector is None:
+        out.print("the page takes aligned crops only: `ppfr web-assets` fetches a detector")
+    if page.secrets == "served":
+        out.print("the page hands the client's secrets to holders of an API key")
+    return page

@@ -28,10 +28,15 @@ def cache_folder() -> Path:
 
 def cached(url: str, sha256: str, folder: Path | None = None) -> Path:
     """The file of a URL with this SHA-256 (hexadecimal), from the cache folder or fetched into it; see `fetch`."""
-    path = (folder or cache_folder()) / f"{sha256[:12]}-{unquote(Path(urlsplit(url).path).name)}"
+    path = cached_path(url, sha256, folder)
     if not path.exists():
         fetch(url, sha256, path)
     return path
+
+
+def cached_path(url: str, sha256: str, folder: Path | None = None) -> Path:
+    """Where `cached` keeps a file, whether it is there or not."""
+    return (folder or cache_folder()) / f"{sha256[:12]}-{unquote(Path(urlsplit(url).path).name)}"
 
 
 def fetch(url: str, sha256: str, path: Path) -> None:

@@ -23,6 +23,7 @@ from ppfr.errors import GalleryError, PayloadError
 from ppfr.serving.gallery import MOST_NAME, ApiKey, Role
 from ppfr.serving.limits import RateLimit
 from ppfr.serving.service import Service
+from ppfr.serving.web import Page, add_page
 
 _LOG = logging.getLogger("ppfr.serving.access")
 _MOST_RESULTS = 100
@@ -62,8 +63,11 @@ class Metrics:
         self.seconds.labels(route).observe(seconds)
 
 
-def create_app(service: Service, limits: ServerLimits = ServerLimits()) -> FastAPI:
-    """The application; it closes `service` when it ends. OpenAPI lies at /openapi.json, a page for it at /docs."""
+def create_app(service: Service, limits: ServerLimits = ServerLimits(), page: Page | None = None) -> FastAPI:
+    """The application; it closes `service` when it ends. OpenAPI lies at /openapi.json, a page for it at /docs.
+
+    With a `page`, people find the web client at /.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -75,6 +79,8 @@ def create_app(service: Service, limits: ServerLimits = ServerLimits()) -> FastA
     app.state.metrics = Metrics(service)
     app.state.limit = RateLimit(limits.rate, limits.burst)
     app.include_router(_ROUTER)
+    if page is not None:
+        add_page(app, page, Depends(_caller(None)))
     app.middleware("http")(_observed)
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -86,7 +92,9 @@ def create_app(service: Service, limits: ServerLimits = ServerLimits()) -> FastA
 
 
 # --- who asks, and what they send --------------------------------------------------------------------------------
-def _caller(role: Role) -> Callable[..., Awaitable[ApiKey]]:
+def _caller(role: Role | None) -> Callable[..., Awaitable[ApiKey]]:
+    """Who asks, if the key is for `role`; None lets any key in."""
+
     async def check(request: Request, x_api_key: Annotated[str, Header(max_length=200)] = "") -> ApiKey:
         service = _service(request)
         key = await run_in_threadpool(service.gallery.api_key, x_api_key) if x_api_key else None
@@ -97,7 +105,7 @@ def _caller(role: Role) -> Callable[..., Awaitable[ApiKey]]:
         if key is None:
             raise HTTPException(401, "x-api-key is missing or unknown")
         request.state.key = key.id
-        if key.role not in (role, Role.ADMIN):
+        if role is not None and key.role not in (role, Role.ADMIN):
             raise HTTPException(403, f"this key is for {key.role}; the request needs one for {role} or admin")
         return key
 

@@ -1,0 +1,21 @@
+"""`ppfr web-assets`."""
+
+from __future__ import annotations
+
+from ppfr.cli.app import app, out
+
+
+@app.command("web-assets")
+def web_assets() -> None:
+    """Fetch what the web page of `ppfr serve --page-client` runs on, once, into the cache folder.
+
+    These are onnxruntime-web (33 MB from registry.npmjs.org, of which 14 MB are kept) and YuNet, which finds faces.
+    Both are checked against pinned hashes. Without a connection, bring the cache folder ($PPFR_CACHE, else
+    ~/.cache/ppfr) from a machine that has one.
+    """
+    from ppfr.data.fetch import cached
+    from ppfr.data.yunet import MODEL_SHA256, MODEL_URL
+    from ppfr.serving.assets import fetch_runtime
+
+    out.print(str(fetch_runtime()), soft_wrap=True)
+    out.print(str(cached(MODEL_URL, MODEL_SHA256)), soft_wrap=True)
