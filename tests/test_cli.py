@@ -224,7 +224,12 @@ def test_methods_and_recipes_are_listed(monkeypatch: pytest.MonkeyPatch, capsys:
     assert ppfr_command(monkeypatch, "methods", "--json") == 0
     listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert listed["partialface"]["secrets"] == ["subsets", "orders"]
+    assert ppfr_command(monkeypatch, "methods", "slerpface", "partialface") == 0
+    shown = capsys.readouterr().out
+    assert "Zhong et al." in shown and "options.base_options = {}" in shown and "client secrets: subsets" in shown
     assert ppfr_command(monkeypatch, "methods") == 0
+    listed_lines = capsys.readouterr().out
+    assert all(f" {name} " in listed_lines for name in ppfr.method_names())
     assert ppfr_command(monkeypatch, "recipes") == 0
     assert "duetface" in capsys.readouterr().out
     assert ppfr_command(monkeypatch, "recipes", "duetface", "--profile", "paper") == 0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ppfr
 from ppfr.errors import CheckpointError, MethodError, PayloadError, ShapeError
-from ppfr.methods import Method, MethodInfo, register
+from ppfr.methods import Method, MethodInfo, method_class, register
 from ppfr.methods.arcface import ArcFace
 from ppfr.methods.files import MODEL_FILE, SECRETS_FILE, load_method
 
@@ -48,6 +48,17 @@ def test_protect_then_embed(name: str, images: Tensor) -> None:
     assert torch.isfinite(embedding).all()
     assert payload.schema.method == name
     assert method.info.paper
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstrings_name_the_paper_and_what_differs(name: str) -> None:
+    cls = method_class(name)
+    assert cls.__doc__ is not None
+    first, *_ = cls.__doc__.splitlines()
+    assert first.endswith(").") and len(first) < 120
+    assert f"Paper: {cls.info.paper}." in cls.__doc__
+    assert cls.info.departures in cls.__doc__
+    assert cls.info.departures or not cls.info.protects
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,33 +6,45 @@ import json
 from typing import Annotated
 
 import typer
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from ppfr.cli.app import app, out
-from ppfr.methods import method_class, method_names
+from ppfr.methods import Method, method_class, method_names
 from ppfr.training.recipe import PROFILES, load_recipe, recipe_names
 
 
 @app.command("methods")
 def methods_command(
+    names: Annotated[list[str] | None, typer.Argument(help="Show these in full, with their options.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    """List the methods, with their papers, secrets and options."""
-    infos = [method_class(name).info for name in method_names()]
+    """List the methods, a line each; or show some with their papers, departures, secrets and options."""
+    classes = [method_class(name) for name in names or method_names()]
     if as_json:
+        infos = [cls.info for cls in classes]
         print(json.dumps([{**info.__dict__, "secrets": list(info.secrets)} for info in infos], indent=2))
-        return
-    for info in infos:
-        out.print(f"[bold]{info.name}[/bold]  {info.title}{'' if info.protects else '  (protects nothing: an anchor)'}")
-        out.print(f"    {info.paper}", highlight=False)
-        if info.secrets:
-            out.print(f"    client secrets: {', '.join(info.secrets)}")
-        for name, option in method_class(info.name).Options.model_fields.items():
-            out.print(
-                f"    options.{name} = {option.default!r}: {option.description}",
-                highlight=False,
-                markup=False,
-            )
+    elif names:
+        for cls in classes:
+            _show(cls)
+    else:
+        table = Table("method", "what it does")
+        for cls in classes:
+            table.add_row(cls.info.name, (cls.__doc__ or cls.info.title).splitlines()[0])
+        out.print(table)
+        out.print("ppfr methods NAME shows one in full; ppfr recipes lists how they are trained.", highlight=False)
+
+
+def _show(cls: type[Method]) -> None:
+    info = cls.info
+    out.print(f"[bold]{info.name}[/bold]  {info.title}{'' if info.protects else '  (protects nothing: an anchor)'}")
+    told = [("paper", info.paper), ("differs", info.departures), ("client secrets", ", ".join(info.secrets))]
+    for name, option in cls.Options.model_fields.items():
+        told.append((f"options.{name} = {option.get_default(call_default_factory=True)!r}", option.description or ""))
+    for name, text in told:
+        if text:
+            out.print(Padding(Text(f"{name}: {text}"), (0, 0, 0, 4)))
 
 
 @app.command("recipes")

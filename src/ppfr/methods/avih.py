@@ -119,7 +119,7 @@ class ObfuscatedServer(ChannelServer):
 
 @register
 class AVIH(Method):
-    """Adversarial Visual Information Hiding (Su et al., ICCV 2023).
+    """Images like noise, with the embedding of the face, found by descent (Su et al., ICCV 2023).
 
     Each image is replaced by one that starts from noise and is optimised, by the rule of PrivacyHFR's patterns, for
     three terms: its embedding is that of the face, a secret key network turns it back to the face, and its local

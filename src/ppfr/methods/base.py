@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -351,12 +352,19 @@ _MethodType = TypeVar("_MethodType", bound=type[Method])
 
 
 def register(cls: _MethodType) -> _MethodType:
-    """Class decorator that makes a method known by `info.name`; raises MethodError for a name already taken."""
+    """Class decorator that makes a method known by `info.name`; raises MethodError for a name already taken.
+
+    Paper and departures, written down once in `info`, join the docstring, so that `help` shows them too.
+    """
     name = cls.info.name
     known = _REGISTRY.get(name)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise MethodError(f"method name {name!r} is taken by {known.__module__}.{known.__qualname__}; choose another")
     _REGISTRY[name] = cls
+    told = [f"Paper: {cls.info.paper}."]
+    if cls.info.departures:
+        told.append(f"Ours differs: {cls.info.departures}.")
+    cls.__doc__ = "\n\n".join([inspect.cleandoc(cls.__doc__ or cls.info.title), *told])
     return cls
 
 

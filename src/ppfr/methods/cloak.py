@@ -107,7 +107,7 @@ class CloakClient(nn.Module):
 
 @register
 class Cloak(Method):
-    """Noise of learned location and size for each value, and constants for the least relevant (WWW 2021).
+    """Noise of learned location and size for each value, constants for some (Mireshghallah et al., WWW 2021).
 
     A recogniser on clear images comes first and stays frozen. The noise minimises recognition loss - trade_off *
     log(mean deviation); then the values with the largest deviations are replaced by constants, which are learned in

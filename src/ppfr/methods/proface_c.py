@@ -147,7 +147,7 @@ class CompensatedServer(nn.Module):
 
 @register
 class ProFaceC(Method):
-    """A blurred image and four quantised feature maps travel to an unchanged recogniser (PRO-Face C).
+    """A blurred image and four quantised feature maps travel to an unchanged recogniser (PRO-Face C, IEEE TIFS 2024).
 
     The blurred image is what people see; a machine sees more, since blur can partly be undone and the maps carry what
     identifies. An attacker who knows the weights reads the maps as the server does.
