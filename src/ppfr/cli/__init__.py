@@ -27,6 +27,7 @@ COMMANDS = (
     "protect",
     "export",
     "serve",
+    "web_assets",
     "recognise",
     "prepare",
     "convert",
