@@ -43,7 +43,7 @@ PayloadSettings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Another setting of the payload than in training: KEY=VALUE, see options in `ppfr methods NAME`. Repeatable.",
+        help="Another setting of the payload than in training: KEY=VALUE, see `ppfr methods NAME`. Repeatable.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")]
