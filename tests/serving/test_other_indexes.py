@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from ppfr.errors import GalleryError
-from ppfr.serving.approximate import ApproximateIndex, recall
+from ppfr.serving.approximate import ApproximateIndex
 from ppfr.serving.gallery import Gallery
 from ppfr.serving.index import ExactIndex, Index
 from ppfr.serving.keeper import IndexKeeper
 from ppfr.serving.keyring import Keyring
+from ppfr.serving.recall import gallery_recall, recall
 from ppfr.serving.rotation import KeyedRotation
 
 SIZE = 16
@@ -84,6 +85,16 @@ def test_every_index_adds_replaces_removes_and_finds(index: Index) -> None:
     assert len(index) == 39
 
 
+def test_building_keeps_adds_and_removes(index: Index, tmp_path: Path) -> None:
+    gallery = Gallery(f"sqlite:///{tmp_path / 'g.db'}", Keyring.create(), "c", SIZE)
+    faces = [gallery.enrol("Ana", vectors(1, seed)[0]).id for seed in range(3)]
+    # as a collection outside that missed some changes while no server ran
+    index.add([faces[0], "gone"], vectors(2, 0))
+    assert IndexKeeper(gallery, index).build() == 3
+    assert index.keys() == set(faces) and len(index) == 3
+    gallery.close()
+
+
 def test_the_keeper_follows_the_gallery(index: Index, tmp_path: Path) -> None:
     gallery = Gallery(f"sqlite:///{tmp_path / 'g.db'}", Keyring.create(), "c", SIZE)
     first = gallery.enrol("Ana", vectors(1, 0)[0])
@@ -111,6 +122,20 @@ def test_recall_is_measured_against_exact_search() -> None:
     assert recall(exact, exact, queries) == 1
     assert recall(bad, exact, queries) < 0.9 < recall(good, exact, queries)
     assert recall(ApproximateIndex(64), ExactIndex(64), queries) == 1
+
+
+def test_recall_is_measured_with_the_gallery_itself(tmp_path: Path) -> None:
+    gallery = Gallery(f"sqlite:///{tmp_path / 'g.db'}", Keyring.create(), "c", SIZE)
+    exact, none = ExactIndex(SIZE), ExactIndex(SIZE)
+    assert gallery_recall(exact, gallery) == 1
+    for seed in range(30):
+        gallery.enrol("Ana", vectors(1, seed)[0])
+    IndexKeeper(gallery, exact).build()
+    assert gallery_recall(exact, gallery) == 1 and gallery_recall(none, gallery) == 0
+    # an index that lacks a third of the gallery misses about as much
+    exact.remove(sorted(exact.keys())[::3])
+    assert 0.4 < gallery_recall(exact, gallery) < 0.9
+    gallery.close()
 
 
 def test_waste_is_cleared_away() -> None:

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
 
 from ppfr.methods import Payload, PayloadSchema, TensorSpec
 from ppfr.serving.batching import Batcher
 from ppfr.serving.gallery import Role
+from ppfr.serving.index import SearchUnavailable
 from ppfr.serving.keyring import Keyring
 from ppfr.serving.limits import RateLimit
 from ppfr.serving.server import ServerLimits, create_app
@@ -81,13 +83,15 @@ def test_many_faces_of_one_subject_do_not_hide_the_others(http: TestClient, keys
 
 def test_repeating_an_enrolment_enrols_once(http: TestClient, keys: dict, send: Send) -> None:
     headers = keys["enrol"] | {"Idempotency-Key": "a-key-of-the-client"}
+    message = send(0)
     answers = [
-        http.post(f"{API}/faces", params={"subject": "Ada"}, content=send(0), headers=headers).json() for _ in range(3)
+        http.post(f"{API}/faces", params={"subject": "Ada"}, content=message, headers=headers).json() for _ in range(3)
     ]
     assert answers[0] == answers[1] == answers[2]
     assert http.get(f"{API}/faces", headers=keys["enrol"]).json()["total_elements"] == 1
-    other = http.post(f"{API}/faces", params={"subject": "Chen"}, content=send(1), headers=headers)
-    assert other.status_code == 400 and "used for another face" in other.json()["message"]
+    for subject, content in (("Chen", message), ("Ada", send(1))):
+        other = http.post(f"{API}/faces", params={"subject": subject}, content=content, headers=headers)
+        assert other.status_code == 400 and "used for another face" in other.json()["message"]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +183,31 @@ def test_logs_and_metrics_name_routes_not_people(
 
 def test_health_names_the_contract(http: TestClient, service: Service) -> None:
     assert http.get("/healthz").json() == {"status": "ok", "contract": service.contract.id}
+
+
+def test_an_index_or_database_that_is_away_is_a_reason_to_ask_again(
+    http: TestClient, service: Service, keys: dict, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise SearchUnavailable("Milvus at http://inside:19530 does not answer")
+
+    monkeypatch.setattr(service._keeper.index, "search", away)
+    monkeypatch.setattr(service._keeper.index, "add", away)
+    # what was committed is acknowledged; the index follows when it is back
+    assert http.post(f"{API}/faces?subject=Ada", content=send(0), headers=keys["enrol"]).status_code == 201
+    answer = http.post(f"{API}/recognize", content=send(0), headers=keys["recognise"])
+    assert answer.status_code == 503 and answer.headers["retry-after"] and "inside" not in answer.text
+    monkeypatch.undo()
+    service.refresh()
+    found = http.post(f"{API}/recognize", content=send(0), headers=keys["recognise"])
+    assert found.json()["result"][0]["subjects"][0]["subject"] == "Ada"
+
+    def broken(*_: object) -> None:
+        raise OperationalError("select", {}, Exception("the password is hidden"))
+
+    monkeypatch.setattr(service.gallery, "subjects", broken)
+    answer = http.get(f"{API}/subjects", headers=keys["enrol"])
+    assert answer.status_code == 503 and "hidden" not in answer.text
 
 
 def test_too_many_requests_are_put_off(service: Service, keys: dict) -> None:

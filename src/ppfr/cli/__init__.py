@@ -27,6 +27,7 @@ COMMANDS = (
     "protect",
     "export",
     "serve",
+    "gallery",
     "web_assets",
     "recognise",
     "prepare",

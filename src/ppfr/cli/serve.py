@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ppfr.cli.app import app, out
+from ppfr.cli.gallery import DATABASE, GalleryOption, IndexOption, KeyFileOption
 from ppfr.errors import GalleryError
 
 if TYPE_CHECKING:
@@ -18,19 +19,19 @@ if TYPE_CHECKING:
 @app.command()
 def serve(
     deployment: Annotated[Path, typer.Argument(help="Folder that `ppfr export` wrote, or its server/.")],
-    gallery: Annotated[str, typer.Option(help="Database of templates, as SQLAlchemy names it.")] = (
-        "sqlite:///gallery.db"
-    ),
-    key_file: Annotated[
-        Path | None,
-        typer.Option(help="Keys that templates are encrypted with, mode 0600; by default PPFR_GALLERY_KEY is read."),
-    ] = None,
+    gallery: GalleryOption = DATABASE,
+    key_file: KeyFileOption = None,
+    index: IndexOption = "exact",
     host: Annotated[str, typer.Option(help="Address to listen at; put a TLS proxy before any but this one.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="Port to listen at.", min=0, max=65535)] = 8000,
     init: Annotated[
-        bool, typer.Option("--init", help="First make the key file, if it is absent, and print a new admin API key.")
+        bool,
+        typer.Option(
+            "--init",
+            help="First make the key file, if it is absent, and an admin API key, if there is no key, and print it.",
+        ),
     ] = False,
     page_client: Annotated[
         Path | None,
@@ -52,7 +53,7 @@ def serve(
     """
     import uvicorn
 
-    from ppfr.serving.gallery import Role
+    from ppfr.serving.gallery import Role, hide_password
     from ppfr.serving.keyring import Keyring
     from ppfr.serving.server import ServerLimits, create_app
     from ppfr.serving.start import open_service
@@ -60,14 +61,19 @@ def serve(
     if init and key_file is not None and not key_file.exists():
         Keyring.create().save(key_file)
         out.print(f"{key_file}: a new key; without it the gallery's templates are lost", soft_wrap=True)
-    service = open_service(deployment, gallery, Keyring.load(key_file))
+    service = open_service(deployment, gallery, Keyring.load(key_file), index=index)
     page = None if page_client is None else _page(page_client, page_detector, service.contract.id)
-    if init:
+    if init and not service.gallery.api_keys():
         _, secret = service.gallery.create_api_key("first admin", Role.ADMIN)
         out.print(f"x-api-key (admin, shown once): {secret}", soft_wrap=True)
     elif not service.gallery.api_keys():
         service.close()
-        raise GalleryError(f"gallery {gallery!r} has no API key, so nobody could ask; begin with --init")
+        raise GalleryError(
+            f"gallery {hide_password(gallery)!r} has no API key, so nobody could ask; begin with --init, or "
+            "`ppfr gallery keys add`"
+        )
+    if index == "approximate":
+        out.print(f"approximate search finds {service.recall():.2%} of the 10 nearest templates", soft_wrap=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out.print(f"contract {service.contract.id}; {len(service)} templates; http://{host}:{port}", soft_wrap=True)
     application = create_app(service, ServerLimits(rate=rate, burst=max(1, round(2 * rate))), page)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppfr.errors import GalleryError
-from ppfr.serving.index import Index, Match
+from ppfr.serving.index import Match
 
 # its type stubs know neither the wrappers nor half of the classes
 faiss: Any = importlib.import_module("faiss")
@@ -84,6 +84,14 @@ class ApproximateIndex:
                 for row in zip(scores, places, strict=True)
             ]
 
+    def keys(self) -> set[str]:
+        """Keys of all templates."""
+        with self._lock:
+            return set(self._places)
+
+    def close(self) -> None:
+        """Nothing is held outside this process."""
+
     def _key(self, place: int) -> str | None:
         return None if place < 0 else self._keys[place]
 
@@ -116,14 +124,4 @@ class ApproximateIndex:
         return np.ascontiguousarray(F.normalize(values).numpy())
 
 
-def recall(searched: Index, exact: Index, queries: Tensor, limit: int = 10) -> float:
-    """The share of the exact best `limit` of queries (Q,D) that an index finds, in [0,1]; 1 for an empty gallery."""
-    found = wanted = 0
-    for some, all_of_them in zip(searched.search(queries, limit), exact.search(queries, limit), strict=True):
-        truth = {match.key for match in all_of_them}
-        wanted += len(truth)
-        found += len(truth & {match.key for match in some})
-    return found / wanted if wanted else 1.0
-
-
-__all__ = ["ApproximateIndex", "recall"]
+__all__ = ["ApproximateIndex"]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import sqlalchemy as sa
 import torch
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from torch import Tensor
 
 from ppfr.errors import GalleryError
@@ -26,8 +28,9 @@ _METADATA = sa.MetaData()
 _SEQUENCE = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 MOST_NAME = 255
 _BATCH = 1000
-# a number of our own for PostgreSQL's lock: changes are numbered in the order in which they become visible
-_CHANGES_LOCK = 0x70706672
+# a number of our own for PostgreSQL's lock
+_WRITERS = 0x70706672
+_CONTRACT, _SIZE, _CURRENT = "contract", "template size", "key"
 
 _SETTINGS = sa.Table(
     "settings",
@@ -137,15 +140,33 @@ class Gallery:
 
     A template is bound to the deployment's contract and to its own row: it opens nowhere else. Whatever returns has
     been committed to disk. Deleted templates are overwritten (SQLite) and gone from the index of every server within
-    its polling interval. Raises GalleryError for a database of another deployment.
+    its polling interval. Without a keyring everything but templates can be had. Raises GalleryError for a database of
+    another deployment, or that does not answer.
     """
 
-    def __init__(self, url: str, keyring: Keyring, contract: str, size: int) -> None:
+    def __init__(self, url: str, keyring: Keyring | None, contract: str, size: int) -> None:
         self.contract, self.size = contract, size
         self._keyring = keyring
         self._engine = _engine(url)
-        _METADATA.create_all(self._engine)
-        self._claim({"contract": contract, "template size": str(size)})
+        with _reachable(self._engine):
+            self._claim({_CONTRACT: contract, _SIZE: str(size)})
+
+    @classmethod
+    def existing(cls, url: str, keyring: Keyring | None = None) -> Self:
+        """The gallery that a database holds, whatever its deployment; raises GalleryError if it holds none."""
+        engine = _engine(url)
+        file = engine.url.database if engine.dialect.name == "sqlite" else None
+        with _reachable(engine):
+            # SQLite would make an empty file
+            absent = (file is not None and not Path(file).is_file()) or not sa.inspect(engine).has_table(_SETTINGS.name)
+            if absent:
+                raise GalleryError(
+                    f"{_shown(engine)} holds no gallery; `ppfr serve DEPLOYMENT --gallery ... --init` makes one"
+                )
+            with engine.connect() as connection:
+                known = {row.name: row.value for row in connection.execute(_SETTINGS.select())}
+        engine.dispose()
+        return cls(url, keyring, known[_CONTRACT], int(known[_SIZE]))
 
     def close(self) -> None:
         """Give the connections back."""
@@ -217,9 +238,9 @@ class Gallery:
             if known is not None:
                 return known
         face = str(uuid.uuid4())
-        sealed = self._keyring.seal(values, self._context(face))
         try:
             with self._writing() as connection:
+                sealed = self._ring_for_writing(connection).seal(values, self._context(face))
                 owner = self._subject(connection, name, actor)
                 connection.execute(
                     _FACES.insert().values(
@@ -330,13 +351,17 @@ class Gallery:
             yield [row[0] for row in rows], torch.stack([self._decoded(*row) for row in rows])
 
     # --- keys ---------------------------------------------------------------------------------------------------
-    def rotate(self, keyring: Keyring) -> int:
+    def rotate(self, keyring: Keyring, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
         """Encrypt anew what older keys encrypted, in small steps while others read; returns how many.
 
         The ring must hold the old keys, too. Stopped half-way, it goes on when called again.
         """
         self._keyring = keyring
-        changed = 0
+        with self._writing() as connection:
+            # from here on servers that know older keys only enrol nothing under them
+            connection.execute(_SETTINGS.delete().where(_SETTINGS.c.name == _CURRENT))
+            connection.execute(_SETTINGS.insert().values(name=_CURRENT, value=keyring.current))
+        changed, total = 0, sum(count for key, count in self.keys_in_use().items() if key != keyring.current)
         while True:
             with self._writing() as connection:
                 rows = connection.execute(_TEMPLATES.where(_FACES.c.key_id != keyring.current).limit(_BATCH)).all()
@@ -346,9 +371,16 @@ class Gallery:
                     values = {"key_id": sealed.key_id, "template": sealed.data}
                     connection.execute(_FACES.update().where(_FACES.c.id == face).values(values))
                 changed += len(rows)
+            progress(changed, total)
             if not rows:
                 self._scrub()
                 return changed
+
+    def keys_in_use(self) -> dict[str, int]:
+        """How many templates each key encrypts, by the key's id."""
+        chosen = sa.select(_FACES.c.key_id, sa.func.count()).group_by(_FACES.c.key_id)
+        with self._reading() as connection:
+            return {str(key): int(count) for key, count in connection.execute(chosen)}
 
     def create_api_key(self, name: str, role: Role | str, actor: str = "") -> tuple[ApiKey, str]:
         """A new API key and its text, which is shown this once: the database holds a digest."""
@@ -391,6 +423,17 @@ class Gallery:
                 AuditRow(row.at, row.actor, row.action, row.subject, row.faces) for row in connection.execute(chosen)
             ]
 
+    def damage(self) -> list[str]:
+        """What is amiss in the database itself: SQLite's own check, and repeated requests for faces that are gone."""
+        chosen = sa.select(sa.func.count()).select_from(_REQUESTS)
+        with self._reading() as connection:
+            lost = int(connection.scalar(chosen.where(_REQUESTS.c.face.not_in(sa.select(_FACES.c.id)))) or 0)
+            found = [f"{lost} request keys of faces that are gone"] if lost else []
+            if connection.dialect.name == "sqlite":
+                told = connection.exec_driver_sql("PRAGMA integrity_check").scalars()
+                found += [f"SQLite: {line}" for line in told if line != "ok"]
+        return found
+
     def ping(self) -> None:
         """Raise whatever keeps the database from answering."""
         with self._reading() as connection:
@@ -400,6 +443,7 @@ class Gallery:
     def _claim(self, settings: dict[str, str]) -> None:
         """Mark a fresh database as this deployment's, or check that it is."""
         with self._writing() as connection:
+            _METADATA.create_all(connection)
             known = {row.name: row.value for row in connection.execute(_SETTINGS.select())}
             if not known:
                 connection.execute(_SETTINGS.insert(), [{"name": n, "value": v} for n, v in settings.items()])
@@ -420,7 +464,32 @@ class Gallery:
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
         with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+            if connection.dialect.name == "postgresql":
+                # one writer at a time, as in SQLite: changes are numbered in the order in which they become visible
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITERS)))
             yield connection
+
+    @property
+    def _ring(self) -> Keyring:
+        if self._keyring is None:
+            raise GalleryError("the gallery was opened without its keys; templates need them")
+        return self._keyring
+
+    def _ring_with(self, key: str) -> Keyring:
+        """The ring, read anew if it lacks a key: another process may have rotated."""
+        if key not in self._ring.ids:
+            self._keyring = self._ring.again()
+        return self._ring
+
+    def _ring_for_writing(self, connection: sa.Connection) -> Keyring:
+        """The ring, if it knows the key of the last rotation: what an older one encrypts might never open again."""
+        current = connection.scalar(sa.select(_SETTINGS.c.value).where(_SETTINGS.c.name == _CURRENT))
+        if current is not None and current not in self._ring_with(current).ids:
+            raise GalleryError(
+                f"the gallery was rotated to key {current!r}, which is not in the ring of {self._ring.ids}; give this "
+                "server the new key file"
+            )
+        return self._ring
 
     def _subject(self, connection: sa.Connection, name: str, actor: str) -> str:
         """The id of a subject, who is added if need be."""
@@ -456,9 +525,6 @@ class Gallery:
         """Write down that faces changed, for the indexes of all servers."""
         if not faces:
             return
-        if connection.dialect.name == "postgresql":
-            # else a lower number could become visible after a higher one was read
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CHANGES_LOCK)))
         connection.execute(_CHANGES.insert(), [{"face": face} for face in faces])
 
     def _scrub(self) -> None:
@@ -481,7 +547,8 @@ class Gallery:
         return bytes((values / norm).half().numpy().astype("<f2").tobytes())
 
     def _decoded(self, face: str, key_id: str, data: bytes) -> Tensor:
-        values = np.frombuffer(self._keyring.open(Sealed(key_id, bytes(data)), self._context(face)), dtype="<f2")
+        text = self._ring_with(key_id).open(Sealed(key_id, bytes(data)), self._context(face))
+        values = np.frombuffer(text, dtype="<f2")
         return torch.from_numpy(values.astype(np.float32))
 
 
@@ -493,12 +560,30 @@ def _engine(url: str) -> sa.Engine:
         engine = sa.create_engine(url, pool_pre_ping=True)
     except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
         raise GalleryError(
-            f"gallery {url!r}: {error}; expected for example sqlite:///gallery.db or postgresql+psycopg://HOST/NAME"
+            f"gallery {hide_password(url)!r}: {error}; expected for example sqlite:///gallery.db or postgresql+psycopg://HOST/NAME"
         ) from error
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def hide_password(url: str) -> str:
+    """A database's address as it may be shown."""
+    return re.sub(r"(//[^/@:]*):[^/]*@", r"\1:***@", url)
+
+
+def _shown(engine: sa.Engine) -> str:
+    return engine.url.render_as_string(hide_password=True)
+
+
+@contextmanager
+def _reachable(engine: sa.Engine) -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        engine.dispose()
+        raise GalleryError(f"gallery {_shown(engine)} cannot be used: {error}") from error
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -46,6 +46,16 @@ class Index(Protocol):
     def search(self, queries: Tensor, limit: int) -> list[list[Match]]:
         """The best `limit` matches of each query (Q,D), best first."""
 
+    def keys(self) -> set[str]:
+        """Keys of all templates."""
+
+    def close(self) -> None:
+        """Give back what is held outside this process."""
+
+
+class SearchUnavailable(GalleryError):
+    """An index outside this process that cannot be asked now; the gallery itself is whole."""
+
 
 class ExactIndex:
     """Exact search by inner products of unit templates, all in memory.
@@ -120,6 +130,14 @@ class ExactIndex:
             for part in torch.split(units, _QUERIES):
                 found += self._search(part, min(limit, len(self._keys)))
             return found
+
+    def keys(self) -> set[str]:
+        """Keys of all templates."""
+        with self._lock:
+            return set(self._keys)
+
+    def close(self) -> None:
+        """Nothing is held outside this process."""
 
     # --- inside -------------------------------------------------------------------------------------------------
     def _units(self, vectors: Tensor, what: str) -> Tensor:
@@ -245,4 +263,4 @@ class _Block:
         return values.mul_(units).sum(1) * self.scale[rows]
 
 
-__all__ = ["ExactIndex", "Index", "Match"]
+__all__ = ["ExactIndex", "Index", "Match", "SearchUnavailable"]

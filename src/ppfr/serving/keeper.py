@@ -28,13 +28,22 @@ class IndexKeeper:
         self._thread: threading.Thread | None = None
 
     def build(self) -> int:
-        """Put all enrolled templates into the index; returns how many."""
+        """Make the index hold the enrolled templates and no others; returns how many.
+
+        What an index outside this process holds already stays there: a face's template never changes.
+        """
         with self._lock:
             self._last, batches = self._gallery.snapshot()
+            stale = self.index.keys()
             count = 0
             for faces, templates in batches:
-                self.index.add(faces, templates)
+                absent = [row for row, face in enumerate(faces) if face not in stale]
+                if absent:
+                    self.index.add([faces[row] for row in absent], templates[absent])
+                stale.difference_update(faces)
                 count += len(faces)
+            self.index.remove(sorted(stale))
+        # what another server enrolled meanwhile may have been taken for stale; it is among the changes
         self.refresh()
         return count
 

@@ -40,13 +40,14 @@ class Keyring:
     exchanged. Nonces are random, which is sound for 2^32 texts a key (NIST SP 800-38D, section 8.3).
     """
 
-    def __init__(self, keys: Mapping[str, bytes], current: str) -> None:
+    def __init__(self, keys: Mapping[str, bytes], current: str, *, file: Path | None = None) -> None:
         wrong = [name for name, key in keys.items() if len(key) != _KEY]
         if wrong or current not in keys:
             raise GalleryError(
                 f"keys {wrong} are not of {_KEY} bytes" if wrong else f"the current key {current!r} is not in the ring"
             )
         self._keys = dict(keys)
+        self._file = file
         self.current = current
 
     @classmethod
@@ -61,9 +62,10 @@ class Keyring:
 
     @classmethod
     def load(cls, file: Path | str | None = None) -> Keyring:
-        """Read a key file, or without one the key (base64) in the environment variable PPFR_GALLERY_KEY.
+        """Read a key file, or without one the keys (base64) in the environment variable PPFR_GALLERY_KEY.
 
-        Raises GalleryError for a file that others may read, and for a missing or malformed key.
+        The variable may hold several keys with commas between them, of which the first one is current. Raises
+        GalleryError for a file that others may read, and for a missing or malformed key.
         """
         if file is None:
             text = os.environ.get(ENVIRONMENT, "")
@@ -72,7 +74,8 @@ class Keyring:
                     f"the gallery needs a key: give a key file (ppfr gallery new-key FILE makes one), or {_KEY} "
                     f"bytes in base64 in the environment variable {ENVIRONMENT}"
                 )
-            return cls.of_key(_decoded(text, ENVIRONMENT))
+            listed = [_decoded(part.strip(), ENVIRONMENT) for part in text.split(",")]
+            return cls({_key_id(key): key for key in listed}, _key_id(listed[0]))
         path = Path(file)
         if not path.is_file():
             raise GalleryError(f"key file {path} does not exist; ppfr gallery new-key {path} makes one")
@@ -81,7 +84,7 @@ class Keyring:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             keys = {str(name): _decoded(key, str(path)) for name, key in content["keys"].items()}
-            return cls(keys, str(content["current"]))
+            return cls(keys, str(content["current"]), file=path)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, GalleryError):
                 raise
@@ -96,6 +99,10 @@ class Keyring:
     def ids(self) -> list[str]:
         """Ids of all keys, the current one last."""
         return [*(name for name in self._keys if name != self.current), self.current]
+
+    def again(self) -> Keyring:
+        """The ring as its file is now; a ring that did not come from a file stays as it is. Raises as `load`."""
+        return self if self._file is None else Keyring.load(self._file)
 
     def with_new_key(self) -> Keyring:
         """The same keys and a new one, which becomes current."""

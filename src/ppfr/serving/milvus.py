@@ -12,7 +12,7 @@ from pymilvus import DataType, MilvusClient, MilvusException
 from torch import Tensor
 
 from ppfr.errors import GalleryError
-from ppfr.serving.index import Match
+from ppfr.serving.index import Match, SearchUnavailable
 from ppfr.serving.rotation import KeyedRotation
 
 _BATCH = 500
@@ -25,8 +25,8 @@ class MilvusIndex:
 
     `uri` is a cluster's address, or a file name for milvus-lite. Every template is rotated by the servers' key before
     it leaves, so Milvus holds nothing that another recogniser's templates could be compared with. A `name` stands for
-    one key: after a rotation of keys take another one, and `drop` the old. Raises GalleryError where Milvus cannot be
-    reached or refuses.
+    one key: after a rotation of keys take another one, and `drop` the old. Raises SearchUnavailable where Milvus cannot
+    be reached or refuses.
     """
 
     def __init__(self, uri: str, name: str, rotation: KeyedRotation, *, token: str = "", kind: str = "FLAT") -> None:
@@ -76,6 +76,19 @@ class MilvusIndex:
         )
         return [[Match(str(hit["id"]), float(hit["distance"])) for hit in hits] for hits in found]
 
+    def keys(self) -> set[str]:
+        """Keys of all templates."""
+        held: set[str] = set()
+        rows = self._asked(
+            lambda: self._client.query_iterator(
+                self._name, batch_size=_BATCH, filter="", output_fields=["id"], consistency_level="Strong"
+            )
+        )
+        while part := self._asked(rows.next):
+            held.update(str(row["id"]) for row in part)
+        rows.close()
+        return held
+
     def drop(self) -> None:
         """Remove the collection with all it holds."""
         self._asked(lambda: self._client.drop_collection(self._name))
@@ -107,7 +120,7 @@ class MilvusIndex:
         try:
             return ask()
         except (MilvusException, ConnectionError) as error:
-            raise GalleryError(f"Milvus at {self._uri}: {error}") from error
+            raise SearchUnavailable(f"Milvus at {self._uri}: {error}") from error
 
 
 __all__ = ["MilvusIndex"]

@@ -17,10 +17,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, Field
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ppfr.errors import GalleryError, PayloadError
 from ppfr.serving.gallery import MOST_NAME, ApiKey, Role
+from ppfr.serving.index import SearchUnavailable
 from ppfr.serving.limits import RateLimit
 from ppfr.serving.service import Service
 from ppfr.serving.web import Page, add_page
@@ -87,6 +89,8 @@ def create_app(service: Service, limits: ServerLimits = ServerLimits(), page: Pa
     app.add_exception_handler(PayloadError, _refused)
     app.add_exception_handler(GalleryError, _refused)
     app.add_exception_handler(queue.Full, _busy)
+    app.add_exception_handler(SearchUnavailable, _away)
+    app.add_exception_handler(OperationalError, _away)
     app.add_exception_handler(Exception, _failed)
     return app
 
@@ -359,6 +363,11 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 async def _busy(request: Request, error: Exception) -> JSONResponse:
     return _error(503, "too many payloads wait; try again", {"Retry-After": "1"})
+
+
+async def _away(request: Request, error: Exception) -> JSONResponse:
+    _LOG.error("database or index away: %s", type(error).__name__)
+    return _error(503, "the database or the index is away; try again", {"Retry-After": "1"})
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,11 @@ from ppfr.methods import Payload
 from ppfr.serving.batching import Batcher
 from ppfr.serving.contract import Contract
 from ppfr.serving.gallery import Face, Gallery
+from ppfr.serving.index import SearchUnavailable
 from ppfr.serving.keeper import IndexKeeper
+from ppfr.serving.recall import gallery_recall
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,16 +48,25 @@ class Service:
         """Finish what is under way and give everything back."""
         self._batcher.close()
         self._keeper.stop()
+        self._keeper.index.close()
         self.gallery.close()
 
     def refresh(self) -> None:
-        """See the gallery's changes now, not within the polling interval."""
-        self._keeper.refresh()
+        """See the gallery's changes now, not within the polling interval, unless an outside index is away."""
+        try:
+            self._keeper.refresh()
+        except SearchUnavailable:
+            # what was asked for is in the database; the keeper goes on trying
+            _LOG.exception("the index is behind the gallery")
+
+    def recall(self) -> float:
+        """The share of the 10 nearest templates that the index finds, in [0,1], measured with the gallery's own."""
+        return gallery_recall(self._keeper.index, self.gallery)
 
     def enrol(self, message: bytes, subject: str, *, request: str | None = None, actor: str = "") -> Face:
         """Store the face's template under a subject; with a `request` key, repeating the call changes nothing."""
         template = self._embed(message, images=1)[0]
-        face = self.gallery.enrol(subject, template, request=request, actor=actor)
+        face = self.gallery.enrol(subject, template, request=request, content=message, actor=actor)
         self.refresh()
         return face
 

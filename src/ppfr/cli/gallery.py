@@ -1,0 +1,163 @@
+"""`ppfr gallery ...`: what an operator does with a server's database and its keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ppfr.cli.app import app, out
+from ppfr.errors import GalleryError
+
+if TYPE_CHECKING:
+    from ppfr.serving.gallery import Gallery
+    from ppfr.serving.keyring import Keyring
+
+GalleryOption = Annotated[
+    str,
+    typer.Option(
+        envvar="PPFR_GALLERY",
+        help="Database of templates, as SQLAlchemy names it: sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME. "
+        "An address with a password belongs in the variable.",
+    ),
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(help="Keys that templates are encrypted with, mode 0600; by default PPFR_GALLERY_KEY is read."),
+]
+IndexOption = Annotated[
+    str,
+    typer.Option(
+        help="Where to search: exact (in memory), approximate (a graph in memory, whose recall is printed), or "
+        "milvus:URI (a cluster's address or a local file; it sees rotated templates only, and PPFR_MILVUS_TOKEN is its "
+        "token)."
+    ),
+]
+DATABASE = "sqlite:///gallery.db"
+
+gallery_app = typer.Typer(no_args_is_help=True, help="Look after a server's gallery: API keys, encryption, checks.")
+keys_app = typer.Typer(no_args_is_help=True, help="API keys of a gallery; a running server knows of changes at once.")
+gallery_app.add_typer(keys_app, name="keys")
+app.add_typer(gallery_app, name="gallery")
+
+
+# --- API keys ----------------------------------------------------------------------------------------------------
+@keys_app.command("add")
+def add_key(
+    name: Annotated[str, typer.Argument(help="What the key is for, as lists and the audit name it.")],
+    role: Annotated[str, typer.Option(help="enrol (also lists and deletes), recognise, or admin (everything).")],
+    gallery: GalleryOption = DATABASE,
+) -> None:
+    """Make an API key and print it, once: the database keeps a digest."""
+    key, secret = _open(gallery).create_api_key(name, role)
+    _print({"id": key.id, "name": key.name, "role": key.role, "x-api-key": secret})
+
+
+@keys_app.command("list")
+def list_keys(gallery: GalleryOption = DATABASE) -> None:
+    """Name all API keys, oldest first."""
+    keys = _open(gallery).api_keys()
+    _print({"keys": [{"id": key.id, "name": key.name, "role": key.role} for key in keys]})
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    key: Annotated[str, typer.Argument(help="The key's id, from `ppfr gallery keys list`.")],
+    gallery: GalleryOption = DATABASE,
+) -> None:
+    """Make an API key useless."""
+    if not _open(gallery).revoke_api_key(key):
+        raise GalleryError(f"there is no API key with the id {key!r}; `ppfr gallery keys list` names them")
+    _print({"revoked": key})
+
+
+# --- templates ---------------------------------------------------------------------------------------------------
+@gallery_app.command()
+def subjects(
+    gallery: GalleryOption = DATABASE,
+    names: Annotated[bool, typer.Option("--names", help="Also name them.")] = False,
+) -> None:
+    """Count the subjects and their faces."""
+    opened = _open(gallery)
+    known = opened.subjects()
+    _print({"subjects": len(known), "faces": opened.count()} | ({"names": known} if names else {}))
+
+
+@gallery_app.command("new-key")
+def new_key(file: Annotated[Path, typer.Argument(help="File to write, mode 0600.")]) -> None:
+    """Make a key file; without it the templates that it encrypts are lost."""
+    from ppfr.serving.keyring import Keyring
+
+    if file.exists():
+        raise GalleryError(f"key file {file} exists already; templates may need it, so it is left alone")
+    ring = Keyring.create()
+    ring.save(file)
+    _print({"key file": str(file), "key": ring.current})
+
+
+@gallery_app.command()
+def rotate(
+    gallery: GalleryOption = DATABASE,
+    key_file: KeyFileOption = None,
+    forget: Annotated[
+        bool,
+        typer.Option("--forget", help="Then drop older keys from the file; backups need the file as it is before."),
+    ] = False,
+) -> None:
+    """Encrypt all templates anew, under a new key.
+
+    A key file gets the new key in front; with PPFR_GALLERY_KEY, give it as NEW,OLD. Servers may run meanwhile: they
+    read the file again when they meet the new key (one with the variable wants a restart). A rotation that was stopped
+    goes on when called again.
+    """
+    from ppfr.progress import progress_callback
+    from ppfr.serving.keyring import ENVIRONMENT, Keyring
+
+    ring = Keyring.load(key_file)
+    opened = _open(gallery, ring)
+    in_use = opened.keys_in_use()
+    unknown = sorted(set(in_use) - set(ring.ids))
+    if unknown:
+        raise GalleryError(f"templates are encrypted with keys {unknown}, which are not in the ring of {ring.ids}")
+    if key_file is None and len(ring.ids) == 1:
+        raise GalleryError(f"{ENVIRONMENT} holds one key, and there is none to rotate to; expected NEW,OLD")
+    if key_file is not None and set(in_use) <= {ring.current}:
+        ring = ring.with_new_key()
+        # before anything is encrypted with it
+        ring.save(key_file)
+    with progress_callback("encrypting anew") as progress:
+        changed = opened.rotate(ring, progress)
+    if forget and key_file is not None:
+        ring = ring.without_old_keys()
+        ring.save(key_file)
+    _print({"key": ring.current, "older keys": ring.ids[:-1], "templates": changed})
+
+
+@gallery_app.command()
+def check(gallery: GalleryOption = DATABASE, key_file: KeyFileOption = None, index: IndexOption = "exact") -> None:
+    """Open every template, fill an index, and compare it with the database; exit status 1 if anything is amiss.
+
+    With milvus:URI the servers' collection itself is compared, before anything in it is mended.
+    """
+    from ppfr.progress import progress_callback
+    from ppfr.serving.check import check_gallery
+    from ppfr.serving.keyring import Keyring
+
+    ring = Keyring.load(key_file)
+    with progress_callback("checking") as progress:
+        report = check_gallery(_open(gallery, ring), ring, index, progress)
+    _print(report.to_dict())
+    if not report.sound:
+        raise typer.Exit(1)
+
+
+def _open(url: str, keyring: Keyring | None = None) -> Gallery:
+    from ppfr.serving.gallery import Gallery
+
+    return Gallery.existing(url, keyring)
+
+
+def _print(values: object) -> None:
+    out.print_json(json.dumps(values))

@@ -1,0 +1,38 @@
+"""Indexes by name, as they are typed."""
+
+from __future__ import annotations
+
+import os
+
+from ppfr.errors import GalleryError
+from ppfr.serving.index import ExactIndex, Index
+from ppfr.serving.keyring import Keyring
+from ppfr.serving.rotation import KeyedRotation
+
+IN_MEMORY = ("exact", "approximate")
+# a cluster's password must not stand on a command line
+TOKEN = "PPFR_MILVUS_TOKEN"
+
+
+def open_index(kind: str, size: int, keyring: Keyring, contract: str) -> Index:
+    """An index for templates of length `size`: `exact`, `approximate`, or `milvus:URI` (a cluster or a local file).
+
+    Milvus gets templates rotated by a key that follows from the current one, in a collection named after contract and
+    key; its token comes from the environment variable PPFR_MILVUS_TOKEN. Raises GalleryError.
+    """
+    if kind == "exact":
+        return ExactIndex(size)
+    if kind == "approximate":
+        from ppfr.serving.approximate import ApproximateIndex
+
+        return ApproximateIndex(size)
+    engine, _, uri = kind.partition(":")
+    if engine != "milvus" or not uri:
+        raise GalleryError(f"index {kind!r}; expected exact, approximate or milvus:URI")
+    from ppfr.serving.milvus import MilvusIndex
+
+    rotation = KeyedRotation(keyring.derive("milvus rotation"), size)
+    return MilvusIndex(uri, f"ppfr_{contract}_{keyring.current}", rotation, token=os.environ.get(TOKEN, ""))
+
+
+__all__ = ["IN_MEMORY", "TOKEN", "open_index"]
