@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 from ppfr.methods import BackboneSpec, Method, create
 from ppfr.serving.assets import RUNTIME_VERSION, has_runtime, runtime_folder
 from ppfr.serving.export import Protector, export_method
+from serving.postgres import postgresql
 
 SPEC = BackboneSpec("ir18", 16, 0.125, (32, 32))
 
@@ -52,3 +53,10 @@ def runtime() -> Path:
             f"needs onnxruntime-web {RUNTIME_VERSION}: run `ppfr web-assets`, or set PPFR_ORT_WEB to its folder"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """Makes databases of a PostgreSQL server and returns their addresses."""
+    with postgresql() as database:
+        yield database

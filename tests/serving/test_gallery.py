@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,7 +38,25 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gallery(file: Path, keyring: Keyring) -> Iterator[Gallery]:
+    """A gallery in SQLite, for what looks into its files."""
     opened = Gallery(f"sqlite:///{file}", keyring, "contract-1", SIZE)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, file: Path) -> str:
+    """The address of an empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{file}"
+    database: Callable[[], str] = request.getfixturevalue("postgres")
+    return database()
+
+
+@pytest.fixture
+def any_gallery(url: str, keyring: Keyring) -> Iterator[Gallery]:
+    """A gallery in each kind of database."""
+    opened = Gallery(url, keyring, "contract-1", SIZE)
     yield opened
     opened.close()
 
@@ -50,27 +68,27 @@ def indexed(gallery: Gallery) -> dict[str, torch.Tensor]:
 
 
 # --- subjects and faces ---------------------------------------------------------------------------------------------
-def test_enrolled_faces_come_back(gallery: Gallery) -> None:
-    faces = [gallery.enrol(name, template(seed)) for seed, name in enumerate(["Ana", "Bo", "Ana"])]
-    assert gallery.subjects() == ["Ana", "Bo"]
-    assert gallery.faces() == faces
-    assert gallery.faces("Ana") == [faces[0], faces[2]]
-    assert gallery.faces(offset=1, limit=1) == [faces[1]]
-    assert (gallery.count(), gallery.count("Ana"), gallery.count("nobody")) == (3, 2, 0)
-    assert gallery.owners([faces[1].id, "gone"]) == {faces[1].id: "Bo"}
-    found = gallery.template(faces[0].id)
+def test_enrolled_faces_come_back(any_gallery: Gallery) -> None:
+    faces = [any_gallery.enrol(name, template(seed)) for seed, name in enumerate(["Ana", "Bo", "Ana"])]
+    assert any_gallery.subjects() == ["Ana", "Bo"]
+    assert any_gallery.faces() == faces
+    assert any_gallery.faces("Ana") == [faces[0], faces[2]]
+    assert any_gallery.faces(offset=1, limit=1) == [faces[1]]
+    assert (any_gallery.count(), any_gallery.count("Ana"), any_gallery.count("nobody")) == (3, 2, 0)
+    assert any_gallery.owners([faces[1].id, "gone"]) == {faces[1].id: "Bo"}
+    found = any_gallery.template(faces[0].id)
     assert found is not None and torch.allclose(found, template(0), atol=1e-3)
-    assert set(indexed(gallery)) == {face.id for face in faces}
+    assert set(indexed(any_gallery)) == {face.id for face in faces}
 
 
-def test_a_renamed_subject_keeps_its_faces_and_joins_one_of_the_same_name(gallery: Gallery) -> None:
-    first, second = gallery.enrol("Ana", template(0)), gallery.enrol("Bo", template(1))
-    assert gallery.rename_subject("Ana", "Anna") and gallery.subjects() == ["Anna", "Bo"]
-    assert gallery.rename_subject("Anna", "Bo")
-    assert gallery.subjects() == ["Bo"]
-    assert {face.id for face in gallery.faces("Bo")} == {first.id, second.id}
-    assert gallery.rename_subject("Bo", "Bo") and gallery.count("Bo") == 2
-    assert not gallery.rename_subject("nobody", "X")
+def test_a_renamed_subject_keeps_its_faces_and_joins_one_of_the_same_name(any_gallery: Gallery) -> None:
+    first, second = any_gallery.enrol("Ana", template(0)), any_gallery.enrol("Bo", template(1))
+    assert any_gallery.rename_subject("Ana", "Anna") and any_gallery.subjects() == ["Anna", "Bo"]
+    assert any_gallery.rename_subject("Anna", "Bo")
+    assert any_gallery.subjects() == ["Bo"]
+    assert {face.id for face in any_gallery.faces("Bo")} == {first.id, second.id}
+    assert any_gallery.rename_subject("Bo", "Bo") and any_gallery.count("Bo") == 2
+    assert not any_gallery.rename_subject("nobody", "X")
 
 
 def test_deletion_is_for_good_and_leaves_an_audit_row(gallery: Gallery, file: Path) -> None:
@@ -87,29 +105,29 @@ def test_deletion_is_for_good_and_leaves_an_audit_row(gallery: Gallery, file: Pa
     assert set(indexed(gallery)) == {kept.id}
 
 
-def test_faces_are_deleted_one_by_one_or_all_of_a_subject(gallery: Gallery) -> None:
-    faces = [gallery.enrol("Ana", template(seed)) for seed in range(3)]
-    assert gallery.delete_face(faces[0].id) == faces[0]
-    assert gallery.delete_face(faces[0].id) is None
-    assert gallery.delete_faces("Ana") == 2
-    assert gallery.delete_faces("nobody") == 0
-    assert gallery.subjects() == ["Ana"] and gallery.count() == 0
-    gallery.enrol("Bo", template(4))
-    assert gallery.delete_all_subjects() == 2
-    assert gallery.subjects() == [] and indexed(gallery) == {}
+def test_faces_are_deleted_one_by_one_or_all_of_a_subject(any_gallery: Gallery) -> None:
+    faces = [any_gallery.enrol("Ana", template(seed)) for seed in range(3)]
+    assert any_gallery.delete_face(faces[0].id) == faces[0]
+    assert any_gallery.delete_face(faces[0].id) is None
+    assert any_gallery.delete_faces("Ana") == 2
+    assert any_gallery.delete_faces("nobody") == 0
+    assert any_gallery.subjects() == ["Ana"] and any_gallery.count() == 0
+    any_gallery.enrol("Bo", template(4))
+    assert any_gallery.delete_all_subjects() == 2
+    assert any_gallery.subjects() == [] and indexed(any_gallery) == {}
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 256, "a\nb", "\0"])
-def test_names_that_cannot_be_are_refused(gallery: Gallery, name: str) -> None:
+def test_names_that_cannot_be_are_refused(any_gallery: Gallery, name: str) -> None:
     with pytest.raises(GalleryError, match="expected 1 to 255 printable"):
-        gallery.enrol(name, template(0))
-    assert gallery.subjects() == [] and gallery.count() == 0
+        any_gallery.enrol(name, template(0))
+    assert any_gallery.subjects() == [] and any_gallery.count() == 0
 
 
 @pytest.mark.parametrize("name", ["'; drop table faces; --", "日本", "a" * 255, "../../etc/passwd", "%s{0}"])
-def test_any_other_name_is_just_a_name(gallery: Gallery, name: str) -> None:
-    face = gallery.enrol(name, template(0))
-    assert gallery.subjects() == [name] and gallery.faces(name) == [face]
+def test_any_other_name_is_just_a_name(any_gallery: Gallery, name: str) -> None:
+    face = any_gallery.enrol(name, template(0))
+    assert any_gallery.subjects() == [name] and any_gallery.faces(name) == [face]
 
 
 @pytest.mark.parametrize(
@@ -122,47 +140,47 @@ def test_templates_that_cannot_be_are_refused(gallery: Gallery, wrong: torch.Ten
 
 
 # --- repeated requests ----------------------------------------------------------------------------------------------
-def test_a_repeated_request_enrols_once(gallery: Gallery) -> None:
-    face = gallery.enrol("Ana", template(0), request="r1", content=b"message")
+def test_a_repeated_request_enrols_once(any_gallery: Gallery) -> None:
+    face = any_gallery.enrol("Ana", template(0), request="r1", content=b"message")
     # the same message may be embedded a little differently when it comes in another batch
-    assert gallery.enrol("Ana", template(0) + 1e-4, request="r1", content=b"message") == face
-    assert gallery.count() == 1
+    assert any_gallery.enrol("Ana", template(0) + 1e-4, request="r1", content=b"message") == face
+    assert any_gallery.count() == 1
     with pytest.raises(GalleryError, match="request key 'r1' was used for another face"):
-        gallery.enrol("Ana", template(1), request="r1", content=b"other")
+        any_gallery.enrol("Ana", template(1), request="r1", content=b"other")
     with pytest.raises(GalleryError, match="used for another face"):
-        gallery.enrol("Bo", template(0), request="r1", content=b"message")
-    assert gallery.subjects() == ["Ana"]
+        any_gallery.enrol("Bo", template(0), request="r1", content=b"message")
+    assert any_gallery.subjects() == ["Ana"]
 
 
-def test_the_same_request_at_once_enrols_once(gallery: Gallery) -> None:
+def test_the_same_request_at_once_enrols_once(any_gallery: Gallery) -> None:
     with ThreadPoolExecutor(8) as pool:
-        faces = list(pool.map(lambda _: gallery.enrol("Ana", template(0), request="r", content=b"m"), range(16)))
-    assert len(set(faces)) == 1 and gallery.count() == 1
+        faces = list(pool.map(lambda _: any_gallery.enrol("Ana", template(0), request="r", content=b"m"), range(16)))
+    assert len(set(faces)) == 1 and any_gallery.count() == 1
 
 
-def test_many_writers_lose_nothing(gallery: Gallery) -> None:
+def test_many_writers_lose_nothing(any_gallery: Gallery) -> None:
     with ThreadPoolExecutor(8) as pool:
-        faces = list(pool.map(lambda seed: gallery.enrol(f"s{seed % 5}", template(seed)), range(60)))
-    assert {face.id for face in gallery.faces()} == {face.id for face in faces}
-    assert len({change.face for change in gallery.changes(0)}) == 60
+        faces = list(pool.map(lambda seed: any_gallery.enrol(f"s{seed % 5}", template(seed)), range(60)))
+    assert {face.id for face in any_gallery.faces()} == {face.id for face in faces}
+    assert len({change.face for change in any_gallery.changes(0)}) == 60
 
 
 # --- changes --------------------------------------------------------------------------------------------------------
-def test_changes_lead_from_a_snapshot_to_now(gallery: Gallery) -> None:
-    first, second = gallery.enrol("Ana", template(0)), gallery.enrol("Ana", template(1))
-    last, batches = gallery.snapshot()
+def test_changes_lead_from_a_snapshot_to_now(any_gallery: Gallery) -> None:
+    first, second = any_gallery.enrol("Ana", template(0)), any_gallery.enrol("Ana", template(1))
+    last, batches = any_gallery.snapshot()
     held = {face: row for faces, rows in batches for face, row in zip(faces, rows, strict=True)}
-    third = gallery.enrol("Bo", template(2))
-    gallery.delete_face(first.id)
-    changes = gallery.changes(last)
+    third = any_gallery.enrol("Bo", template(2))
+    any_gallery.delete_face(first.id)
+    changes = any_gallery.changes(last)
     assert [change.number for change in changes] == sorted(change.number for change in changes)
     for change in changes:
         if change.template is None:
             held.pop(change.face, None)
         else:
             held[change.face] = change.template
-    assert set(held) == {second.id, third.id} == set(indexed(gallery))
-    assert gallery.changes(changes[-1].number) == []
+    assert set(held) == {second.id, third.id} == set(indexed(any_gallery))
+    assert any_gallery.changes(changes[-1].number) == []
 
 
 # --- encryption -----------------------------------------------------------------------------------------------------
@@ -187,26 +205,63 @@ def test_rows_cannot_be_exchanged(gallery: Gallery, file: Path) -> None:
     assert gallery.template(first.id) is not None
 
 
-def test_rotation_changes_every_key_and_goes_on_after_a_stop(gallery: Gallery, file: Path, keyring: Keyring) -> None:
-    faces = [gallery.enrol("Ana", template(seed)) for seed in range(5)]
-    before = indexed(gallery)
+def test_rotation_changes_every_key_and_goes_on_after_a_stop(any_gallery: Gallery, url: str, keyring: Keyring) -> None:
+    faces = [any_gallery.enrol("Ana", template(seed)) for seed in range(5)]
+    before = indexed(any_gallery)
     ring = keyring.with_new_key()
-    assert gallery.rotate(ring) == 5 and gallery.rotate(ring) == 0
-    gallery.close()
-    reopened = Gallery(f"sqlite:///{file}", ring.without_old_keys(), "contract-1", SIZE)
+    steps: list[tuple[int, int]] = []
+    assert any_gallery.rotate(ring, lambda *step: steps.append(step)) == 5 and any_gallery.rotate(ring) == 0
+    assert steps[-1] == (5, 5) and any_gallery.keys_in_use() == {ring.current: 5}
+    any_gallery.close()
+    reopened = Gallery(url, ring.without_old_keys(), "contract-1", SIZE)
     after = indexed(reopened)
     assert all(torch.equal(after[face.id], before[face.id]) for face in faces)
-    stale = Gallery(f"sqlite:///{file}", keyring, "contract-1", SIZE)
+    stale = Gallery(url, keyring, "contract-1", SIZE)
     with pytest.raises(GalleryError, match="is not in the ring"):
         stale.template(faces[0].id)
+    with pytest.raises(GalleryError, match="give this server the new key file"):
+        stale.enrol("Ana", template(9))
+    assert reopened.count() == 5
     reopened.close()
     stale.close()
 
 
-def test_a_gallery_belongs_to_its_deployment(gallery: Gallery, file: Path, keyring: Keyring) -> None:
+def test_without_its_keys_a_gallery_shows_all_but_templates(any_gallery: Gallery, url: str) -> None:
+    face = any_gallery.enrol("Ana", template(0))
+    bare = Gallery.existing(url)
+    assert (bare.contract, bare.size, bare.subjects()) == ("contract-1", SIZE, ["Ana"])
+    for ask in (lambda: bare.template(face.id), lambda: bare.enrol("Bo", template(1))):
+        with pytest.raises(GalleryError, match="opened without its keys"):
+            ask()
+    assert any_gallery.damage() == [] and any_gallery.count() == 1
+    bare.close()
+
+
+def test_servers_may_start_at_once(url: str, keyring: Keyring) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: Gallery(url, keyring, "contract-1", SIZE), range(4)))
+    for number, gallery in enumerate(opened):
+        gallery.enrol("Ana", template(number))
+    assert {gallery.count() for gallery in opened} == {4}
+    for gallery in opened:
+        gallery.close()
+
+
+def test_one_name_enrolled_by_several_servers_at_once_is_one_subject(url: str, keyring: Keyring) -> None:
+    servers = [Gallery(url, keyring, "contract-1", SIZE) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda number: servers[number % 3].enrol(f"s{number // 3}", template(number)), range(30)))
+    assert servers[0].subjects() == sorted(f"s{number}" for number in range(10)) and servers[0].count() == 30
+    numbers = [change.number for change in servers[0].changes(0)]
+    assert numbers == sorted(set(numbers)) and len(numbers) == 30
+    for gallery in servers:
+        gallery.close()
+
+
+def test_a_gallery_belongs_to_its_deployment(any_gallery: Gallery, url: str, keyring: Keyring) -> None:
     for contract, size in (("contract-2", SIZE), ("contract-1", SIZE + 1)):
         with pytest.raises(GalleryError, match="belongs to another deployment"):
-            Gallery(f"sqlite:///{file}", keyring, contract, size)
+            Gallery(url, keyring, contract, size)
 
 
 def test_an_unknown_database_is_refused(keyring: Keyring) -> None:
