@@ -47,7 +47,7 @@ function once(open) {
   return async () => (held ??= await open());
 }
 
-const client = once(openClient);
+let client = once(openClient);
 const detector = once(openDetector);
 
 // --- photo to message -------------------------------------------------------------------------------------------
@@ -200,10 +200,14 @@ element("named").addEventListener("submit", (event) => {
   doing(() => ask(question));
 });
 element("setup").addEventListener("submit", (event) => event.preventDefault());
-for (const id of ["key", "secrets"]) {
+element("key").addEventListener("change", () => {
   // a photo may wait for its client
-  element(id).addEventListener("change", () => ready || doing(protect));
-}
+  if (crop && !ready) doing(protect);
+});
+element("secrets").addEventListener("change", () => {
+  client = once(openClient);
+  doing(protect);
+});
 
 function closeCamera() {
   stopCamera(element("video"));

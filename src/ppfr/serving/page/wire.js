@@ -61,8 +61,7 @@ function writeSafetensors(parts, metadata) {
 
 /** The tensors of a safetensors file, { name: { dtype, shape, data } }. */
 export function readSafetensors(buffer) {
-  const start = 8 + Number(new DataView(buffer).getBigUint64(0, true));
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, start - 8)));
+  const { start, header } = safetensorsHeader(buffer);
   const tensors = {};
   for (const [name, entry] of Object.entries(header)) {
     if (name === "__metadata__") continue;
@@ -72,6 +71,15 @@ export function readSafetensors(buffer) {
     tensors[name] = { dtype: DTYPES[entry.dtype], shape: entry.shape, data };
   }
   return tensors;
+}
+
+function safetensorsHeader(buffer) {
+  try {
+    const start = 8 + Number(new DataView(buffer).getBigUint64(0, true));
+    return { start, header: JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, start - 8))) };
+  } catch {
+    throw new Error("this is no file of secrets; expected the secrets.safetensors of this deployment's clients");
+  }
 }
 
 /** A zstd frame that holds its content uncompressed (RFC 8878, sections 3.1.1 and 3.1.1.2). */
