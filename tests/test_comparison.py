@@ -131,7 +131,7 @@ def test_bad_recipes_are_refused(change: dict[str, Any], message: str) -> None:
 
 
 def test_every_built_in_comparison_loads() -> None:
-    assert {"quick", "standard"} <= set(comparison_names())
+    assert {"quick", "standard", "strength"} <= set(comparison_names())
     for name in comparison_names():
         assert load_comparison(name).methods
 
