@@ -30,6 +30,8 @@ from ppfr.data.images import Images
 from ppfr.data.prepare import Preparation, prepare
 from ppfr.data.sources import open_faces, open_records
 from ppfr.errors import DataError
+from ppfr.ranks import Ranks
+from processes import on_ranks
 
 
 class DrawnFaces(Detector):
@@ -106,17 +108,17 @@ def run(source: Path, target: Path, cut: Cutter | None = None, **options: Any) -
     return prepare(source, target, DrawnFaces, cut, **options)
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Interrupt preparing before photograph `count`, counted from 1, is written."""
-    write_one, left = module._write, [count]
+def stop_at(monkeypatch: pytest.MonkeyPatch, what: str, count: int) -> None:
+    """Interrupt preparing at call `count`, counted from 1, of a function of its module."""
+    function, left = getattr(module, what), [count]
 
-    def stops(*arguments: Any) -> None:
+    def stops(*arguments: Any) -> Any:
         left[0] -= 1
         if left[0] == 0:
             raise KeyboardInterrupt
-        write_one(*arguments)
+        return function(*arguments)
 
-    monkeypatch.setattr(module, "_write", stops)
+    monkeypatch.setattr(module, what, stops)
 
 
 def assert_same(done: Preparation, whole: Preparation, folder: Path) -> None:
@@ -149,17 +151,42 @@ class TestFormats:
         assert len(made[0]) >= 5
         assert made[0] == made[1] == made[2]
 
-    @pytest.mark.parametrize("count", [1, 4, 5, 33])
+    @pytest.mark.parametrize("piece", [7, 34])
+    def test_ranks_write_the_same_bytes(self, album: Path, tmp_path: Path, format: str, piece: int):
+        whole = run(album, tmp_path / "whole" / "out", format=format)
+
+        def work() -> tuple[int, int]:
+            ranks = Ranks.from_environment()
+            done = run(album, tmp_path / "kept" / "out", format=format, piece=piece, workers=1, ranks=ranks)
+            return done.photographs, done.crops
+
+        assert on_ranks(2, work) == [(34, 30)] * 2
+        assert_same(whole, whole, tmp_path)
+
+    @pytest.mark.parametrize(
+        ("what", "count", "resumed"),
+        [
+            *(("save_outcomes", 1, 0), ("save_outcomes", 3, 8), ("save_outcomes", 9, 32)),
+            *(("_write", 1, 34), ("_write", 5, 34), ("_write", 34, 34)),
+        ],
+    )
     def test_what_follows_a_stop_is_what_would_have_followed(
-        self, album: Path, tmp_path: Path, format: str, count: int, monkeypatch: pytest.MonkeyPatch
+        self,
+        album: Path,
+        tmp_path: Path,
+        format: str,
+        what: str,
+        count: int,
+        resumed: int,
+        monkeypatch: pytest.MonkeyPatch,
     ):
         with monkeypatch.context() as patched:
-            stop_at(patched, count)
+            stop_at(patched, what, count)
             with pytest.raises(KeyboardInterrupt):
-                run(album, tmp_path / "kept" / "out", format=format, checkpoint=4)
+                run(album, tmp_path / "kept" / "out", format=format, piece=4)
         assert [path.name for path in (tmp_path / "kept").iterdir() if not path.name.startswith(".")] == []
-        done = run(album, tmp_path / "kept" / "out", format=format, checkpoint=4)
-        assert done.resumed_at == (count - 1) // 4 * 4
+        done = run(album, tmp_path / "kept" / "out", format=format, piece=4)
+        assert done.resumed_at == resumed
         whole = run(album, tmp_path / "whole" / "out", format=format)
         assert_same(done, whole, tmp_path)
 
@@ -184,33 +211,74 @@ class TestFormats:
         assert len(open_faces(done.target)) == 30
 
 
+KILLED = textwrap.dedent("""
+    import os, signal, sys
+    from pathlib import Path
+    sys.path[:0] = sys.argv[1:3]
+    import test_prepare
+    from ppfr.data import prepare
+    from ppfr.ranks import joined
+    with joined() as ranks:
+        seen = []
+        def deadly(function):
+            def call(*arguments):
+                seen.append(arguments)
+                if len(seen) == int(sys.argv[6]) and ranks.rank == ranks.world - 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments)
+            return call
+        setattr(prepare, sys.argv[5], deadly(getattr(prepare, sys.argv[5])))
+        test_prepare.run(Path(sys.argv[3]), Path(sys.argv[4]), piece=4, workers=2, ranks=ranks)
+""")
+
+
+def killed(folder: Path, album: Path, kept: Path, what: str, count: int, *launch: str) -> int:
+    """Prepare in a process, or several, of which the last kills itself at call `count` of a function; its status."""
+    script = folder / "killed.py"
+    script.write_text(KILLED)
+    places = [Path(__file__).parent, Path(__file__).parents[1]]
+    command = [sys.executable, *launch, script, *places, album, kept, what, count]
+    return subprocess.run([str(part) for part in command], check=False, capture_output=True).returncode
+
+
 def test_a_killed_run_goes_on_to_the_same_bytes(album: Path, tmp_path: Path):
-    script = textwrap.dedent("""
-        import os, signal, sys
-        from pathlib import Path
-        sys.path.insert(0, sys.argv[1])
-        import test_prepare
-        from ppfr.data import prepare
-        write, seen = prepare._write, []
-        def deadly(*arguments):
-            seen.append(arguments)
-            if len(seen) == int(sys.argv[4]): os.kill(os.getpid(), signal.SIGKILL)
-            write(*arguments)
-        prepare._write = deadly
-        test_prepare.run(Path(sys.argv[2]), Path(sys.argv[3]), checkpoint=4, workers=2)
-    """)
     kept = tmp_path / "kept" / "out.txt"
-    for count, at in ((6, 4), (9, 12)):
-        command = [sys.executable, "-c", script, Path(__file__).parent, album, kept, str(count)]
-        killed = subprocess.run([str(part) for part in command], check=False)
-        assert killed.returncode == -signal.SIGKILL
-        assert [path.name for path in kept.parent.iterdir() if not path.name.startswith(".")] == []
-        state = json.loads(next(kept.parent.glob(".*.preparing/state.json")).read_bytes())
-        assert state["photos"] == at
-    done = run(album, kept, checkpoint=4)
-    assert done.resumed_at == 12
+    assert killed(tmp_path, album, kept, "save_outcomes", 3) == -signal.SIGKILL
+    assert killed(tmp_path, album, kept, "_write", 6) == -signal.SIGKILL
+    assert [path.name for path in kept.parent.iterdir() if not path.name.startswith(".")] == []
+    state = json.loads(next(kept.parent.glob(".*.preparing/state.json")).read_bytes())
+    assert state["photos"] == 4
+    assert len(list(kept.parent.glob(".*.preparing/*.parquet"))) == 8
+    done = run(album, kept, piece=4)
+    assert done.resumed_at == 34
     whole = run(album, tmp_path / "whole" / "out.txt")
     assert_same(done, whole, tmp_path)
+
+
+def test_a_killed_rank_under_torchrun_and_one_process_goes_on(album: Path, tmp_path: Path):
+    kept = tmp_path / "kept" / "out.csv"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--monitor-interval", "0.1"]
+    assert killed(tmp_path, album, kept, "save_outcomes", 2, *launch) == 1
+    # the last rank's first piece; the other rank may have got further
+    assert (kept.parent / ".out.csv.preparing" / "00000001.parquet").exists()
+    assert not (kept.parent / ".out.csv.preparing" / "00000003.parquet").exists()
+    done = run(album, kept, piece=4)
+    assert 4 <= done.resumed_at < 34
+    whole = run(album, tmp_path / "whole" / "out.csv")
+    assert_same(done, whole, tmp_path)
+
+
+def test_a_damaged_piece_is_named(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patched:
+        stop_at(patched, "_write", 1)
+        with pytest.raises(KeyboardInterrupt):
+            run(album, tmp_path / "out", piece=4)
+    piece = tmp_path / ".out.preparing" / "00000002.parquet"
+    piece.write_bytes(piece.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"00000002\.parquet: damaged .*; remove it, and its photographs are looked at"):
+        run(album, tmp_path / "out", piece=4)
+    piece.unlink()
+    assert run(album, tmp_path / "out", piece=4).resumed_at == 30
 
 
 class TestCrops:
@@ -451,23 +519,27 @@ class TestRefusals:
     ):
         source = shutil.copytree(album, tmp_path / "in")
         with monkeypatch.context() as patched:
-            stop_at(patched, 20)
+            stop_at(patched, "_write", 20)
             with pytest.raises(KeyboardInterrupt):
-                run(source, tmp_path / "out", checkpoint=3)
-        for cut in (Cutter(size=128), Cutter(Everyone()), Cutter(smallest=1)):
-            with pytest.raises(DataError, match=r"\.out\.preparing: the beginning of a run with other settings"):
-                run(source, tmp_path / "out", cut)
+                run(source, tmp_path / "out", piece=3)
+        others = {"size": Cutter(size=128), "choice of faces": Cutter(Everyone()), "smallest face": Cutter(smallest=1)}
+        for name, cut in others.items():
+            with pytest.raises(DataError, match=rf"\.out\.preparing holds pieces with another {name}; repeat"):
+                run(source, tmp_path / "out", cut, piece=3)
+        with pytest.raises(DataError, match="holds pieces with another piece; repeat"):
+            run(source, tmp_path / "out")
         write(source / "p0" / "new.png", draw())
-        with pytest.raises(DataError, match=r"the beginning of a run with other settings or photographs"):
-            run(source, tmp_path / "out")
+        with pytest.raises(DataError, match="holds pieces with another photographs; repeat"):
+            run(source, tmp_path / "out", piece=3)
         (source / "p0" / "new.png").unlink()
-        state = tmp_path / ".out.preparing" / "state.json"
-        kept = state.read_bytes()
-        state.write_bytes(kept[:-5])
-        with pytest.raises(DataError, match=r"state\.json: damaged .*; remove .*\.out\.preparing to begin anew"):
-            run(source, tmp_path / "out")
-        state.write_bytes(kept)
-        assert run(source, tmp_path / "out").resumed_at == 18
+        for name in ("state.json", "plan.json"):
+            file = tmp_path / ".out.preparing" / name
+            kept = file.read_bytes()
+            file.write_bytes(kept[:-5])
+            with pytest.raises(DataError, match=rf"{name}: damaged .*; remove .*\.out\.preparing to begin anew"):
+                run(source, tmp_path / "out", piece=3)
+            file.write_bytes(kept)
+        assert run(source, tmp_path / "out", piece=3).resumed_at == 34
 
     def test_while_another_process_writes(self, album: Path, tmp_path: Path):
         (tmp_path / ".out.preparing").mkdir()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +10,7 @@ import torch
 import typer
 
 from ppfr.cli.app import DeviceOption, PayloadSettings, SeedOption, StrictOption, app, out, say_skipped
+from ppfr.cli.launch import under_torchrun
 from ppfr.cli.models import load_model, model_input_size
 from ppfr.data.faceset import FaceSet
 from ppfr.data.sources import holds_splits, open_faces, open_splits
@@ -56,7 +55,7 @@ def embed(
     processes, and the file has the same bytes whatever that number. Read it with `pandas.read_parquet(FILE)`.
     """
     if processes > 1 and not Ranks.from_environment().several:
-        _under_torchrun(processes)
+        under_torchrun(processes)
         return
     # sums over several threads may round otherwise than over one
     torch.set_num_threads(1)
@@ -69,14 +68,6 @@ def embed(
         embed_to_parquet(model, faces, target, source=source, flip=flip, seed=seed, ranks=ranks)
         if ranks.first:
             out.print(f"{len(faces)} embeddings of {len(faces.identities)} people: {target}", soft_wrap=True)
-
-
-def _under_torchrun(processes: int) -> None:
-    """Repeat this command in as many processes."""
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "ppfr"]
-    done = subprocess.run([sys.executable, *launch, *sys.argv[1:]], check=False)
-    if done.returncode:
-        raise typer.Exit(done.returncode)
 
 
 def _open(data: str, part: str | None, size: int, strict: bool, seed: int) -> FaceSet:

@@ -11,10 +11,12 @@ from typing import Annotated
 import typer
 
 from ppfr.cli.app import app, out
+from ppfr.cli.launch import under_torchrun
 from ppfr.data.choosing import open_chooser
 from ppfr.data.cutting import SMALLEST_FACE, Cutter
 from ppfr.data.detectors import DETECTORS, open_detector
 from ppfr.data.prepare import PREPARE_FORMATS, prepare
+from ppfr.ranks import Ranks, joined
 
 
 @app.command("prepare")
@@ -57,7 +59,12 @@ def prepare_command(
     min_face: Annotated[
         float, typer.Option(help="Leave out faces narrower or lower than this, in pixels.")
     ] = SMALLEST_FACE,
-    workers: Annotated[int | None, typer.Option(help="Threads; by default one a core.", min=1)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads of each process; by default they take all cores together.", min=1)
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine; one with a thread a core is usually enough.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Find the faces in photographs and write them aligned, ready for training and evaluation.
@@ -65,12 +72,21 @@ def prepare_command(
     Photographs are turned as their EXIF orientation asks. Each face is turned upright, scaled and cut so that eyes,
     nose and mouth lie where ArcFace's template has them. What gave no crop is counted by reason, listed in
     NAME.prepared/refused.csv and drawn in refused.png; faces.csv tells where each crop comes from. A run that was
-    stopped, even killed, goes on where it was when the same command is given again.
+    stopped, even killed, goes on where it was when the same command is given again. The work is cut into pieces of 128
+    photographs, shared among --processes or, on several machines with a common disk, among the ranks of torchrun; the
+    set has the same bytes whatever their number.
 
     Example: `ppfr prepare photos --out faces.csv`
     """
+    if processes > 1 and not Ranks.from_environment().several:
+        under_torchrun(processes)
+        return
     cut = Cutter(open_chooser(faces), size, min_face)
-    done = prepare(source, target, partial(open_detector, detector, model), cut, format=format, workers=workers)
+    find = partial(open_detector, detector, model)
+    with joined() as ranks:
+        done = prepare(source, target, find, cut, format=format, workers=workers, ranks=ranks)
+    if not ranks.first:
+        return
     if as_json:
         print(json.dumps(asdict(done), indent=2))
         return

@@ -8,7 +8,8 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -22,13 +23,17 @@ from ppfr.data.opencv import one_thread_each, quiet
 from ppfr.data.ordered import in_order
 from ppfr.data.photographs import Photograph, Photographs, open_photographs
 from ppfr.data.preparelog import PrepareLog, crops_of, refusals_of
+from ppfr.data.preparepieces import load_outcomes, save_outcomes
 from ppfr.data.thumbnails import draw_sheet, in_repository
 from ppfr.data.writers import Entry, Writer, file_name
 from ppfr.errors import DataError
 from ppfr.files import atomic_write
-from ppfr.progress import progress_callback
+from ppfr.pieces import Pieces
+from ppfr.progress import progress_callback, track
+from ppfr.ranks import Ranks
 
-CHECKPOINT_PHOTOS = 128
+# photographs of a piece: what is looked at again after a stop
+PIECE = 128
 PREPARE_FORMATS = {"folder": "", "csv": ".csv", "tfrecord": ".txt"}
 """Formats and the suffixes of their sets."""
 
@@ -38,8 +43,8 @@ class Preparation:
     """What `prepare` did.
 
     `model` is the SHA-256 of the detector's weights; `refused` counts reasons, `ignored` files of other suffixes;
-    `thumbnails` is a picture of what was refused, or says why there is none; this run began with photograph
-    `resumed_at`.
+    `thumbnails` is a picture of what was refused, or says why there is none; `resumed_at` counts photographs that had
+    been looked at before this run.
     """
 
     source: str
@@ -62,9 +67,8 @@ class Preparation:
 
 @dataclass
 class _State:
-    """How far a run got, as it is kept beside the unfinished files."""
+    """How much is written into the set, as it is kept beside the unfinished files."""
 
-    run: str
     photos: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
     log: dict[str, int] = field(default_factory=dict)
@@ -79,48 +83,64 @@ def prepare(
     *,
     format: str | None = None,
     workers: int | None = None,
-    checkpoint: int = CHECKPOINT_PHOTOS,
+    piece: int = PIECE,
+    ranks: Ranks = Ranks(),
 ) -> Preparation:
     """Turn the photographs of `source` (see `open_photographs`) into a set of aligned faces, `target`.
 
     `format` is folder, csv or tfrecord, by default what the suffix of `target` says. Each of `workers` threads, by
-    default one a core, has a detector of its own from `open_detector`. The set and its report depend on photographs and
-    settings only, not on the number of threads. Beside the set lies NAME.prepared: `summary.json`; `faces.csv`, where
-    each crop comes from; `refused.csv`, what gave none and why, with thumbnails of it in `refused.png` unless that
-    folder belongs to a Git repository. Until all is written, the set grows in a hidden folder beside `target`, from
-    where a run that was stopped, even killed, goes on; every `checkpoint` photographs its state is put on disk. Raises
-    DataError when the target exists, lies in the source or cannot hold the people's names, and when no face is left.
+    default one a core, has a detector of its own from `open_detector`. The work is cut into pieces of `piece`
+    photographs, of which every rank takes its share; when all are there, the first rank joins them. The set and its
+    report depend on photographs and settings only, not on threads and ranks. Beside the set lies NAME.prepared:
+    `summary.json`; `faces.csv`, where each crop comes from; `refused.csv`, what gave none and why, with thumbnails of
+    it in `refused.png` unless that folder belongs to a Git repository. Until all is written, pieces and set lie in a
+    hidden folder beside `target`, from where a run that was stopped, even killed, goes on. Raises DataError when the
+    target exists, lies in the source or cannot hold the people's names, and when no face is left.
     """
     began = time.monotonic()
     photos = open_photographs(source)
     with quiet():
-        detectors = [open_detector() for _ in range(workers or usable_cores())]
-    run = _Run(photos, Path(target).expanduser().absolute(), format, detectors, cut or Cutter())
-    try:
-        resumed = run.state.photos
-        run.work.mkdir(parents=True, exist_ok=True)
-        with FileLock(run.work / "lock", timeout=0):
-            if not run.state.whole:
-                with one_thread_each(), quiet():
-                    run.cut_all(checkpoint)
-                    run.report(str(source))
-            run.publish()
-    except Timeout as error:
-        raise DataError(f"{target}: another process is writing it") from error
-    shutil.rmtree(run.work)
+        detectors = [open_detector() for _ in range(workers or _own_cores())]
+    run = _Run(photos, Path(target).expanduser().absolute(), format, detectors, cut or Cutter(), piece, ranks)
+    # nothing gets its name before every rank has looked
+    ranks.barrier()
+    with run.alone():
+        run.pieces.claim(run.plan())
+        if not run.state.whole:
+            with one_thread_each(), quiet():
+                run.cut_pieces()
+                ranks.barrier()
+                ranks.on_first(lambda: run.join(str(source)))
+        ranks.on_first(run.publish)
+    if ranks.first:
+        shutil.rmtree(run.work)
     summary = json.loads((run.place / "summary.json").read_bytes())
-    return Preparation(**summary, resumed_at=resumed, seconds=time.monotonic() - began)
+    return Preparation(**summary, resumed_at=run.resumed, seconds=time.monotonic() - began)
+
+
+def _own_cores() -> int:
+    """Cores for this process where torchrun started several on the machine."""
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class _Run:
     """One preparation: where it writes, and how far it is."""
 
     def __init__(
-        self, photos: Photographs, target: Path, format: str | None, detectors: list[Detector], cut: Cutter
+        self,
+        photos: Photographs,
+        target: Path,
+        format: str | None,
+        detectors: list[Detector],
+        cut: Cutter,
+        piece: int,
+        ranks: Ranks,
     ) -> None:
         self.photos = photos
         self.detectors = detectors
         self.cut = cut
+        self.piece = piece
+        self.ranks = ranks
         self.goal, self.kind = _goal(target, format)
         if not photos.listed and self.goal.is_relative_to(photos.root):
             raise DataError(f"{self.goal}: lies among the photographs, and the next run would take crops for such")
@@ -128,45 +148,92 @@ class _Run:
         self.work = self.goal.parent / f".{self.goal.name}.preparing"
         self.place = self.goal.parent / f"{self.goal.stem if self.goal.suffix in FORMATS else self.goal.name}.prepared"
         self.outputs = [self.place.name, *self.kind.outputs(self.goal)]
-        self.state = _load_state(self.work / "state.json", self._fingerprint())
+        self.state = _load_state(self.work / "state.json")
         there = [name for name in self.outputs if (self.goal.parent / name).exists()]
         if there and not self.state.whole:
             raise DataError(f"{self.goal.parent / there[0]}: exists already; remove it or choose another name")
+        self.pieces = Pieces(self.work, -(-len(photos.photos) // piece), ".parquet", ranks)
+        self.resumed = sum(len(self._photos(number)) for number in range(self.pieces.count) if self._done(number))
 
-    def _fingerprint(self) -> str:
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other run write here; raises DataError where one does."""
+        lock = FileLock(self.work / "lock", timeout=0)
+
+        def take() -> None:
+            self.work.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise DataError(f"{self.goal}: another process is writing it") from error
+
+        self.ranks.on_first(take)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def plan(self) -> dict[str, object]:
         """Another for other photographs and for settings under which they would give other crops."""
         detector = self.detectors[0]
         digest = hashlib.sha256()
-        settings = (detector.name, detector.model, self.cut.choose.key, self.cut.size, self.cut.smallest)
-        digest.update(repr((*settings, self.kind.__name__)).encode())
         for photo in self.photos.photos:
             path = self.photos.path(photo)
             found = path.stat() if path.exists() else None
             digest.update(repr((*photo, found and (found.st_size, found.st_mtime_ns))).encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        return {
+            "detector": [detector.name, detector.model],
+            "choice of faces": self.cut.choose.key,
+            "size": self.cut.size,
+            "smallest face": self.cut.smallest,
+            "format": self.kind.__name__,
+            "photographs": digest.hexdigest(),
+            "piece": self.piece,
+        }
 
-    def cut_all(self, checkpoint: int) -> None:
-        """Write the crops of the photographs from `state.photos` on."""
-        total = len(self.photos.photos)
+    def _photos(self, number: int) -> list[Photograph]:
+        return self.photos.photos[number * self.piece : (number + 1) * self.piece]
+
+    def _done(self, number: int) -> bool:
+        return self.state.photos > number * self.piece or self.pieces.file(number).exists()
+
+    def cut_pieces(self) -> None:
+        """Look at the photographs of this rank's pieces, and keep what comes of them."""
+        left = [
+            (number, photo) for number in self.pieces.own() if not self._done(number) for photo in self._photos(number)
+        ]
+        outcomes: list[Outcome] = []
+        with progress_callback(f"{self.goal.name}: looking for faces") as progress:
+            for at, ((number, _), outcome) in enumerate(in_order(self._cut, left, self.detectors), 1):
+                outcomes.append(outcome)
+                if len(outcomes) == len(self._photos(number)):
+                    save_outcomes(self.pieces.file(number), outcomes)
+                    outcomes = []
+                progress(at, len(left))
+
+    def _cut(self, detector: Detector, item: tuple[int, Photograph]) -> Outcome:
+        return self.cut(detector, self.photos, item[1])
+
+    def join(self, source: str) -> None:
+        """Write the set from the pieces, from `state.photos` on, and its report."""
         log = PrepareLog(self.work / self.place.name, self.state.log)
         writer = self.kind(self.work, self.goal, self.state.sizes)
         names = _CropNames(self.work / self.place.name)
         try:
-            with progress_callback(f"{self.goal.name}: preparing") as progress:
-                progress(self.state.photos, total)
-                for photo, outcome in in_order(self._cut, self.photos.photos[self.state.photos :], self.detectors):
+            for number in track(
+                range(self.state.photos // self.piece, self.pieces.count), f"{self.goal.name}: writing"
+            ):
+                photos, file = self._photos(number), self.pieces.file(number)
+                for photo, outcome in zip(photos, load_outcomes(file, len(photos)), strict=True):
                     _write(photo, outcome, names, writer, log)
-                    self.state.photos += 1
-                    progress(self.state.photos, total)
-                    if self.state.photos % checkpoint == 0 or self.state.photos == total:
-                        self.state.sizes, self.state.log = writer.sizes(), log.sizes()
-                        self._save_state()
+                self.state.photos += len(photos)
+                self.state.sizes, self.state.log = writer.sizes(), log.sizes()
+                self._save_state()
+                file.unlink()
         finally:
             writer.close()
             log.close()
-
-    def _cut(self, detector: Detector, photo: Photograph) -> Outcome:
-        return self.cut(detector, self.photos, photo)
+        self.report(source)
 
     def report(self, source: str) -> None:
         """Write what follows the last crop; raises DataError when there is none."""
@@ -236,18 +303,13 @@ def _suffix(target: Path) -> str:
     return target.suffix.lower() if target.suffix.lower() in FORMATS else ""
 
 
-def _load_state(path: Path, run: str) -> _State:
+def _load_state(path: Path) -> _State:
     try:
-        state = _State(**json.loads(path.read_bytes()))
+        return _State(**json.loads(path.read_bytes()))
     except FileNotFoundError:
-        return _State(run)
+        return _State()
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error}); remove {path.parent} to begin anew") from error
-    if state.run != run:
-        raise DataError(
-            f"{path.parent}: the beginning of a run with other settings or photographs; remove it to begin anew"
-        )
-    return state
 
 
 def _write(photo: Photograph, outcome: Outcome, names: _CropNames, writer: Writer, log: PrepareLog) -> None:

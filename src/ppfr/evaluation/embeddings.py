@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ppfr.data.faceset import FaceSet, Indices
-from ppfr.errors import DataError
 from ppfr.evaluation.evaluate import Model, embed_faces
-from ppfr.files import atomic_path, atomic_write
+from ppfr.files import atomic_path
+from ppfr.pieces import Pieces
 from ppfr.progress import track
 from ppfr.ranks import Ranks
 
@@ -42,47 +41,28 @@ def embed_to_parquet(
     data set or setting lie there.
     """
     target = Path(target)
-    folder = target.with_name(f"{target.name}.parts")
-    plan = {
-        "model": source,
-        "data": faces.name,
-        "names": hashlib.sha256("\n".join(faces.names).encode()).hexdigest(),
-        "images": len(faces),
-        "flip": flip,
-        "seed": seed,
-        "piece": piece,
-    }
-    ranks.on_first(lambda: _claim(folder, plan))
-    pieces = range(-(-len(faces) // piece))
-    for number in track(pieces[ranks.rank :: ranks.world], f"{faces.name}: embedding"):
-        file = _piece_file(folder, number)
+    pieces = Pieces(target.with_name(f"{target.name}.parts"), -(-len(faces) // piece), ".parquet", ranks)
+    pieces.claim(
+        {
+            "model": source,
+            "data": faces.name,
+            "names": hashlib.sha256("\n".join(faces.names).encode()).hexdigest(),
+            "images": len(faces),
+            "flip": flip,
+            "seed": seed,
+            "piece": piece,
+        }
+    )
+    for number in track(pieces.own(), f"{faces.name}: embedding"):
+        file = pieces.file(number)
         if not file.exists():
             rows = np.arange(number * piece, min((number + 1) * piece, len(faces)))
             embeddings = embed_faces(model, faces, rows, flip=flip, seed=seed * 1_000_003 + number)
             with atomic_path(file) as temporary:
                 pq.write_table(_table(faces, rows, embeddings), temporary, compression="zstd")
     ranks.barrier()
-    ranks.on_first(lambda: _join(folder, target, len(pieces)))
+    ranks.on_first(lambda: _join(pieces, target))
     return target
-
-
-def _claim(folder: Path, plan: dict[str, object]) -> None:
-    """Begin a folder of pieces, or find it begun for the same plan."""
-    file = folder / "plan.json"
-    if file.exists():
-        begun = json.loads(file.read_text())
-        if changed := sorted(key for key in plan if begun.get(key) != plan[key]):
-            raise DataError(
-                f"{folder} holds pieces with another {', '.join(changed)}; repeat the command that began them, or "
-                "remove the folder"
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, json.dumps(plan, indent=2) + "\n")
-
-
-def _piece_file(folder: Path, number: int) -> Path:
-    return folder / f"{number:08d}.parquet"
 
 
 def _table(faces: FaceSet, rows: Indices, embeddings: npt.NDArray[np.float32]) -> pa.Table:
@@ -96,12 +76,12 @@ def _table(faces: FaceSet, rows: Indices, embeddings: npt.NDArray[np.float32]) -
     )
 
 
-def _join(folder: Path, target: Path, count: int) -> None:
+def _join(pieces: Pieces, target: Path) -> None:
     with atomic_path(target) as temporary:
-        schema = pq.read_schema(_piece_file(folder, 0))
+        schema = pq.read_schema(pieces.file(0))
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for number in range(count):
-                writer.write_table(pq.read_table(_piece_file(folder, number)))
-    for file in folder.iterdir():
+            for number in range(pieces.count):
+                writer.write_table(pq.read_table(pieces.file(number)))
+    for file in pieces.folder.iterdir():
         file.unlink()
-    folder.rmdir()
+    pieces.folder.rmdir()
