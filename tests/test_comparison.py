@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from ppfr.comparison import comparison_names, load_comparison
 from ppfr.errors import RecipeError
 from ppfr.methods import Method
 from ppfr.methods.arcface import ArcFace
+from ppfr.training.run import Run
 from test_cli import TINY, ppfr_command
 
 RECIPE = """
@@ -61,6 +65,36 @@ def test_a_comparison_writes_tables_and_goes_on(
     assert r"\toprule" in (folder / "tables" / "cost.tex").read_text()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_killed_comparison_goes_on(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL amid the second method's training: the first is kept, the second goes on from its checkpoint."""
+    slow = "{<<: *small, checkpoint_minutes: 0.000001, training: {epochs: 12, batch_size: 8}}"
+    recipe.write_text(
+        RECIPE.replace(
+            "{method: arcface-fd, label: all-channels, set: *small}", f"{{method: arcface, label: slow, set: {slow}}}"
+        )
+    )
+    folder = tmp_path / "out"
+    arguments = ["compare", recipe, "--data", TINY, "--out", folder, "--seeds", "0"]
+    process = subprocess.Popen([sys.executable, "-m", "ppfr", *map(str, arguments)])
+    run, first = Run(folder / "runs" / "slow-seed0"), folder / "runs" / "arcface-seed0" / "model.safetensors"
+    started = time.monotonic()
+    while not run.checkpoint_file.exists():
+        assert process.poll() is None and time.monotonic() - started < 240
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    state, written = run.load_checkpoint(), first.stat().st_mtime_ns
+    assert state is not None and state["step"] >= 1
+    # what was done is in the tables already
+    assert [row["method"] for row in tables(folder)["tables"]["accuracy"]["rows"]] == [ArcFace.info.title]
+    assert ppfr_command(monkeypatch, *arguments) == 0
+    assert first.stat().st_mtime_ns == written
+    assert len(tables(folder)["tables"]["accuracy"]["rows"]) == 2
+    steps = [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()]
+    assert steps == sorted(set(steps)) and not list(run.folder.glob("*checkpoint*"))
+
+
 def test_a_failure_is_told_and_does_not_stop_the_others(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +135,24 @@ def test_an_audited_comparison_draws_leak_and_front(
     assert [row["values"][0] for row in leak] == [0.0, 0.0]
     assert (folder / "cards" / "all-channels-seed0" / "card.html").is_file()
     assert "<svg" in (folder / "comparison.html").read_text()
+
+
+def test_every_method_is_measured_on_a_heterogeneous_protocol_too(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lamp, folder = tmp_path / "lamp", tmp_path / "out"
+    faces = "synthetic:people=6,images=4"
+    assert ppfr_command(monkeypatch, "simulate-hfr", "--faces", faces, "--protocol", "lamp-hq", "--out", lamp) == 0
+    lines = RECIPE.splitlines()
+    recipe.write_text("\n".join(line for line in lines if "all-channels" not in line))
+    arguments = ["compare", recipe, "--data", TINY, "--out", folder, "--seeds", "0"]
+    arguments += ["--heterogeneous", f"lamp-hq:{lamp},fold=1"]
+    assert ppfr_command(monkeypatch, *arguments) == 0
+    rows = tables(folder)["tables"]["lamp-hq"]["rows"]
+    assert rows[0]["method"] == f"simulated, {ArcFace.info.title}" and 0 <= rows[0]["values"][0] <= 100
+    assert {row["source"] for row in rows[1:]} == {"published"}
+    assert "SIMULATED" in capsys.readouterr().out
+    assert (folder / "tables" / "lamp-hq.tex").is_file() and (folder / "tables" / "lamp-hq.csv").is_file()
 
 
 def test_another_comparison_in_the_same_folder_is_refused(
