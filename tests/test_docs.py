@@ -1,0 +1,56 @@
+"""The page of methods: complete, small, and its table printed from a comparison."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from types import ModuleType
+
+import pytest
+
+import ppfr
+from conftest import ROOT
+
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "methods.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def figures() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("figures", DOCS / "figures.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_method_has_a_paragraph_and_a_picture() -> None:
+    assert sorted(re.findall(r"^### `(.+)`$", PAGE, re.MULTILINE)) == ppfr.method_names()
+    shown = re.findall(r"\]\((pictures/.+?)\)", PAGE)
+    assert {f"pictures/{name}.webp" for name in ["clear", *ppfr.method_names()]} == set(shown)
+    assert sum((DOCS / picture).stat().st_size for picture in shown) < 500_000
+
+
+def test_the_table_has_a_line_a_method(figures: ModuleType) -> None:
+    def row(method: str, *values: float | None, deviation: float | None = None, note: str = "") -> dict[str, object]:
+        return {"method": method, "values": values, "deviations": [deviation for _ in values], "note": note}
+
+    tables = {
+        "accuracy": {
+            "columns": ["pair accuracy, %"],
+            "rows": [row("One", 97.28, deviation=0.5), row("Two", 80)],
+        },
+        "leak": {
+            "columns": ["privacy score", "worst leak, % of clear photos'"],
+            "rows": [row("One", 0.254, 74.6, note="linkage")],
+        },
+        "cost": {
+            "columns": ["payload sent, kB", "client, ms"],
+            "rows": [row("One", 8246.2, 1.25), row("Two", None, 0.01)],
+        },
+    }
+    printed = figures.methods_table({"tables": tables, "failed": {"three": ["seed 0: why"]}}).splitlines()
+    assert len({line.count("|") for line in printed[:4]}) == 1
+    assert printed[2] == "| One | 97.3 ± 0.5 | 0.25 | 75 | 8,246 | 1.2 | linkage |"
+    assert printed[3] == "| Two | 80.0 | — | — | — | 0.0 | — |"
+    assert printed[4] == "| three | failed: seed 0: why |"
