@@ -75,11 +75,11 @@ async function protect() {
   showPicture(element("crop"), fitted);
   const { tensors, message } = await opened.protect(fitted);
   const note = showPayload(element("payload"), tensors);
-  element("payload-note").textContent = `${note}; ${message.length.toLocaleString("en")} bytes, nothing else`;
+  element("payload-note").textContent = `${note}; ${message.length.toLocaleString("en")} bytes`;
   showBytes(element("bytes"), message);
   ready = { message, name: requestName() };
   setAsking(true);
-  say("Ready: what is on the right is what the next question sends.");
+  say("Ready: the next question sends what stands under “Is sent”. Nothing has been sent for it yet.");
 }
 
 function forget() {
@@ -87,7 +87,7 @@ function forget() {
   setAsking(false);
   for (const id of ["picture", "crop", "payload"]) element(id).width = element(id).height = 0;
   element("bytes").textContent = element(ANSWER).textContent = "";
-  element("payload-note").textContent = "nothing yet";
+  element("payload-note").textContent = "Nothing yet";
 }
 
 // --- questions --------------------------------------------------------------------------------------------------
