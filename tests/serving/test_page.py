@@ -431,6 +431,7 @@ def test_refusals_are_told_and_got_over(tab: Tab, site: Site, tmp_path: Path) ->
     no_image.write_text("no image")
     choose(tab, no_image)
     assert text(tab, "alert") == "notes.png is no image that this browser can read"
+    assert tab.evaluate("document.getElementById('recognise').disabled")
     choose(tab, saved(face(0)[:, :100], tmp_path / "oblong.png"))
     assert "100 x 112 is not square" in text(tab, "alert")
 

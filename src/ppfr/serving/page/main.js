@@ -176,7 +176,12 @@ function doing(task) {
 element("photo").addEventListener("change", ({ target }) => {
   const [file] = target.files;
   target.value = "";
-  if (file) doing(async () => take(await fromFile(file)));
+  if (!file) return;
+  doing(async () => {
+    // a photo that cannot be read must not leave an earlier one to be asked about
+    forget();
+    await take(await fromFile(file));
+  });
 });
 element("camera").addEventListener("click", () =>
   doing(async () => {
