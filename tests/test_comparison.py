@@ -16,6 +16,7 @@ from ppfr.comparison import comparison_names, load_comparison
 from ppfr.errors import RecipeError
 from ppfr.methods import Method
 from ppfr.methods.arcface import ArcFace
+from ppfr.training.interruption import EXIT_STATUS, Interrupted
 from ppfr.training.run import Run
 from test_cli import TINY, ppfr_command
 
@@ -121,6 +122,19 @@ def test_an_unforeseen_error_does_not_stop_the_others(
     assert "1 of 2 failed: arcface (seed 0): RuntimeError: out of memory" in said and "Traceback" in said
     assert tables(folder)["failed"] == {"arcface": ["seed 0: RuntimeError: out of memory"]}
     assert len(tables(folder)["tables"]["accuracy"]["rows"]) == 1
+
+
+def test_sigterm_ends_the_comparison_not_the_method(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(method: Method) -> None:
+        raise Interrupted("SIGTERM stopped stage 'server'")
+
+    monkeypatch.setattr(ArcFace, "stages", stopped)
+    folder = tmp_path / "out"
+    assert ppfr_command(monkeypatch, "compare", recipe, "--data", TINY, "--out", folder) == EXIT_STATUS
+    assert "repeat the command to go on" in capsys.readouterr().err
+    assert not (folder / "runs" / "all-channels-seed0").exists()
 
 
 def test_an_audited_comparison_draws_leak_and_front(

@@ -28,6 +28,7 @@ from ppfr.methods import Method, method_class
 from ppfr.networks import Recogniser
 from ppfr.progress import console, progress_callback
 from ppfr.reports.audits import write_audit
+from ppfr.training.interruption import Interrupted
 from ppfr.training.recipe import built_in_names, load_recipe, read_settings, recipe_names
 from ppfr.training.run import Run
 from ppfr.workbench import Workbench
@@ -156,7 +157,8 @@ class Comparison:
     def run(self, done: Callable[[list[Outcome]], None] = lambda outcomes: None) -> list[Outcome]:
         """Do all that is not done yet; `done` is called with the outcomes so far after each. Returns them all.
 
-        A method that fails is told in its outcome and does not keep the others from running.
+        A method that fails is told in its outcome and does not keep the others from running. Raises Interrupted when
+        SIGTERM came during training.
         """
         self._claim()
         outcomes: list[Outcome] = []
@@ -166,6 +168,9 @@ class Comparison:
                 console.print(f"[bold]{entry.label}[/bold], seed {seed}")
                 try:
                     outcomes.append(self._one(bench, entry, seed))
+                except Interrupted:
+                    # asked to stop: this is no failure of the method's
+                    raise
                 except Exception as error:
                     # hours of the others' work do not end with one method's mistake, foreseen or not
                     if not isinstance(error, PpfrError):

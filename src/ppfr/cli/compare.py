@@ -16,9 +16,11 @@ from rich.table import Table as Printed
 from ppfr.cli.app import DataOption, DeviceOption, StrictOption, app, out, recogniser
 from ppfr.comparison import Comparison, Outcome, load_comparison
 from ppfr.errors import PpfrError
+from ppfr.progress import console
 from ppfr.reports.audits import refuse_repository
 from ppfr.reports.comparisons import comparison_tables, write_comparison_tables
 from ppfr.reports.tables import Table
+from ppfr.training.interruption import EXIT_STATUS, Interrupted
 
 
 @app.command("compare")
@@ -92,7 +94,11 @@ def compare_command(
         # after every method: a stop loses nothing that is done
         write_comparison_tables(outcomes, out_dir, command=command, facts=facts)
 
-    outcomes = job.run(write)
+    try:
+        outcomes = job.run(write)
+    except Interrupted as stopped:
+        console.print("SIGTERM stopped the comparison; repeat the command to go on", soft_wrap=True)
+        raise typer.Exit(EXIT_STATUS) from stopped
     tables = comparison_tables(outcomes)
     if as_json:
         print(json.dumps({name: table.to_dict() for name, table in tables.items()}, indent=2, allow_nan=False))
