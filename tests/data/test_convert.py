@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -79,6 +80,27 @@ def test_any_people_names_and_orders(suffix: str, tmp_path_factory: pytest.TempP
     check()
 
 
+@pytest.mark.parametrize("suffix", ["", ".csv"])
+def test_any_people_and_names_in_files(suffix: str, tmp_path_factory: pytest.TempPathFactory, image_bytes: Callable):
+    """Folders hold fewer names than records do, and sort them."""
+    letters = st.characters(codec="utf-8", exclude_categories=["Cc", "Zs", "Zl", "Zp"], exclude_characters="/\\.")
+    names = st.text(letters, min_size=1, max_size=8)
+
+    @given(images=st.dictionaries(st.tuples(names, names), st.integers(0, 3), min_size=1, max_size=8))
+    @settings(max_examples=25)
+    def check(images: dict[tuple[str, str], int]) -> None:
+        root = tmp_path_factory.mktemp("any")
+        for (person, name), number in images.items():
+            (root / "in" / person).mkdir(parents=True, exist_ok=True)
+            (root / "in" / person / f"{name}.png").write_bytes(image_bytes(number, ".png"))
+        convert(root / "in", root / f"out{suffix}", strict=True)
+        expected = sorted((f"{name}.png", person, image_bytes(n, ".png")) for (person, name), n in images.items())
+        assert sorted(entries(root / f"out{suffix}")) == expected
+        shutil.rmtree(root)
+
+    check()
+
+
 class TestNames:
     def test_of_files_that_two_folders_share(self, tmp_path: Path, image_bytes: Callable[..., bytes]):
         for row, name in enumerate(("a/x.png", "b/x.png", "c/x-1.png")):
@@ -89,6 +111,23 @@ class TestNames:
         convert(tmp_path / "list.csv", tmp_path / "out")
         assert sorted(file.name for file in (tmp_path / "out" / "one").iterdir()) == ["x-1-.png", "x-1.png", "x.png"]
         assert (tmp_path / "out/one/x-1.png").read_bytes() == image_bytes(2, ".png")
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_that_are_not_utf8(self, tmp_path: Path, suffix: str, image_bytes: Callable[..., bytes]):
+        odd = os.fsdecode(b"M\xfcller.png")
+        (tmp_path / "in" / "abe").mkdir(parents=True)
+        for row, name in enumerate(("a.png", odd, "\u00fc.png")):
+            (tmp_path / "in" / "abe" / name).write_bytes(image_bytes(row, ".png"))
+        before = entries(tmp_path / "in")
+        done = convert(tmp_path / "in", tmp_path / f"out{suffix}")
+        assert (done.images, done.skipped) == (3, [])
+        # the list is UTF-8: there the file is named by its number
+        kept = [
+            (f"{row:08d}.png" if suffix == ".csv" and entry[0] == odd else entry[0], *entry[1:])
+            for row, entry in enumerate(before)
+        ]
+        assert entries(tmp_path / f"out{suffix}") == kept
+        assert len(open_faces(tmp_path / f"out{suffix}", size=16)) == 3
 
     def test_of_images_without_any(self, face_sets: dict[str, Path], tmp_path: Path):
         shutil.copytree(face_sets[".rec"].parent, tmp_path / "set")

@@ -325,3 +325,55 @@ class TestDamage:
                 np.testing.assert_array_equal(image, true[row])
         data.write_bytes(before)
         os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@given(draw=st.data())
+@settings(max_examples=60)
+def test_damage_to_the_index_of_images(
+    face_sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject
+):
+    """The other layout of TFRecord, `NAME/NAME.index`: its names tell the people; checksums tell wrong positions."""
+    folder = tmp_path_factory.mktemp("damaged") / "set"
+    shutil.copytree(face_sets[".txt"].parent, folder, ignore=shutil.ignore_patterns("*.ppfr-index", "*.names.csv"))
+    index = folder / "faces" / "faces.index"
+    true = {image.tobytes() for image in open_faces(face_sets[".txt"], size=16).images()}
+    damage(draw, [index, *(folder / "faces").glob("*.tfrecord")])
+    faces = caught(lambda: open_faces(index, size=16))
+    if isinstance(faces, DataError):
+        assert str(folder) in str(faces)
+    else:
+        assert {image.tobytes() for image in faces.images()} <= true
+    shutil.rmtree(folder)
+
+
+def by_file(faces: FaceSet) -> dict[str, tuple[str, bytes]]:
+    """As `contents`, by the last folder and name of each file."""
+    return {"/".join(Path(name).parts[-2:]): value for name, value in contents(faces).items()}
+
+
+@pytest.mark.parametrize("suffix", ["", ".csv"])
+@given(draw=st.data())
+@settings(max_examples=80)
+def test_damage_to_sets_of_files(
+    face_sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, suffix: str, draw: st.DataObject
+):
+    """What is left out is told; a JPEG, which has no checksum, may change its pixels, a PNG may not."""
+    folder = tmp_path_factory.mktemp("damaged") / "set"
+    shutil.copytree(face_sets[suffix] if not suffix else face_sets[suffix].parent, folder)
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    before = {file: file.read_bytes() for file in files}
+    damage(draw, files)
+    [changed] = [file for file in files if file.read_bytes() != before[file]] or [None]
+    true = by_file(open_faces(face_sets[suffix], size=16))
+    faces = caught(lambda: open_faces(folder if not suffix else folder / face_sets[suffix].name, size=16))
+    if isinstance(faces, DataError):
+        assert str(folder) in str(faces)
+    elif changed is not None and changed.suffix != ".csv":
+        found = by_file(faces)
+        assert len(found) + len(faces.skipped) == len(true)
+        assert {Path(skip.path).name for skip in faces.skipped} <= {changed.name}
+        wrong = {name for name, value in found.items() if value != true[name]}
+        assert wrong <= ({f"{changed.parent.name}/{changed.name}"} if changed.suffix == ".jpg" else set())
+        if len(changed.read_bytes()) < len(before[changed]):
+            assert not wrong
+    shutil.rmtree(folder)

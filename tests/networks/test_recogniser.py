@@ -13,6 +13,8 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
@@ -145,6 +147,31 @@ def test_onnx_files_that_are_no_recognisers(tmp_path: Path) -> None:
     write_graph(path, batch="N", reshape=True, multiply=False)
     with pytest.raises(CheckpointError, match=r"turned 2 images into an output of shape \(1, 6144\); expected a row"):
         load_recogniser(path).embed(images(2, SIDE))
+
+
+def test_damaged_graphs_are_refused_or_run(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    write_graph(path, batch="N", nodes_before=2)
+    whole = path.read_bytes()
+
+    @given(
+        cut=st.one_of(st.just(0), st.integers(0, len(whole) - 1)),
+        # the numbers of the matrix lie in between, and no checksum guards them
+        flips=st.lists(st.tuples(st.integers(-400, 400), st.integers(0, 7)), max_size=3),
+    )
+    @settings(max_examples=60, deadline=None)
+    def check(cut: int, flips: list[tuple[int, int]]) -> None:
+        damaged = bytearray(whole[: len(whole) - cut])
+        for place, bit in flips:
+            damaged[place % len(damaged)] ^= 1 << bit
+        path.write_bytes(damaged)
+        try:
+            found = load_recogniser(path).embed(images(2, SIDE))
+        except CheckpointError:
+            return
+        assert found.shape[0] == 2
+
+    check()
 
 
 # --- preprocessing

@@ -35,9 +35,10 @@ def convert_command(
     """Turn training data from one format into another without loss.
 
     Images are copied byte for byte; their order, people and names stay (RecordIO and TFRecord hold numbers only: names
-    go to NAME.names.csv, with a checksum of each image). Broken images are left out and named. A conversion that was
-    stopped, even killed, goes on where it was when the same command is given again; until it is whole, nothing has the
-    target's name.
+    go to NAME.names.csv, with a checksum of each image). A file whose name the format cannot hold, such as one that is
+    not UTF-8 in a CSV, is named by its number. Broken images are left out and named. A conversion that was stopped,
+    even killed, goes on where it was when the same command is given again; until it is whole, nothing has the target's
+    name.
 
     Example: `ppfr convert faces_emore/train.rec emore.txt`
     """

@@ -18,7 +18,7 @@ from ppfr.data.faceset import Skipped
 from ppfr.data.images import IMAGE_SUFFIXES, Source, decode_image, in_threads
 from ppfr.data.records import Records, first_reasons
 from ppfr.data.sources import open_records
-from ppfr.data.writers import CsvWriter, Entry, FolderWriter, RecordIOWriter, TFRecordWriter, Writer, check_folder
+from ppfr.data.writers import CsvWriter, Entry, FolderWriter, RecordIOWriter, TFRecordWriter, Writer
 from ppfr.errors import DataError
 from ppfr.files import atomic_write
 from ppfr.progress import progress_callback
@@ -147,7 +147,7 @@ def _write_all(
     records: Records, kind: type[Writer], work: Path, target: Path, state: _State, *, strict: bool, checkpoint: int
 ) -> None:
     """Write the rows from `state.rows` on, and what follows the last."""
-    names = ImageNames(records)
+    names = ImageNames(records, kind)
     writer = kind(work, target, state.sizes)
     try:
         writer.plan(records.labels)
@@ -216,12 +216,13 @@ def _suffix(image: bytes) -> str:
 class ImageNames:
     """`IDENTITY/FILE` for every row, no two alike.
 
-    FILE is the image's own name; where it has none, or one that cannot be a file's, it is the row's number, and where
-    an earlier image of the person has the same, the number is added.
+    FILE is the image's own name; where it has none, or one that the format `kind` cannot hold, it is the row's number,
+    and where an earlier image of the person has the same, the number is added.
     """
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, kind: type[Writer]) -> None:
         self._records = records
+        self._kind = kind
         self._renamed: dict[int, str] = {}
         # millions of names as hashes, of which equal ones are looked at
         hashes = np.fromiter((_hash(self._own(row)) for row in range(len(records))), np.uint64, len(records))
@@ -241,9 +242,7 @@ class ImageNames:
     def _own(self, row: int) -> str:
         identity = self._records.identities[self._records.labels[row]]
         file = PurePosixPath(self._records.names[row]).name if self._records.named else ""
-        try:
-            check_folder(file)
-        except DataError:
+        if not self._kind.can_name(file):
             file = ""
         if file and PurePosixPath(file).suffix.lower() not in IMAGE_SUFFIXES:
             file += f"-{row}"

@@ -60,6 +60,15 @@ class Writer(ABC):
         if "" in identities:
             raise DataError("an identity has no name; expected one of at least one character")
 
+    @classmethod
+    def can_name(cls, file: str) -> bool:
+        """Whether an image in this format can have the name of this file."""
+        try:
+            check_folder(file)
+        except DataError:
+            return False
+        return "/" not in file
+
     def plan(self, labels: Indices) -> None:  # noqa: B027
         """Prepare for images with these labels, before the first is added; a few of them may not come."""
 
@@ -131,8 +140,12 @@ class CsvWriter(Writer):
     def check(cls, identities: Sequence[str]) -> None:
         for identity in identities:
             check_folder(identity)
-            if any("\ud800" <= letter <= "\udfff" for letter in identity):
+            if not _is_utf8(identity):
                 raise DataError(f"identity {identity!r} is not UTF-8, as a CSV has to be; choose a folder or .txt")
+
+    @classmethod
+    def can_name(cls, file: str) -> bool:
+        return super().can_name(file) and _is_utf8(file)
 
     def add(self, entry: Entry) -> None:
         path = f"{self.target.stem}/{entry.name}"
@@ -231,6 +244,10 @@ def check_folder(identity: str) -> None:
             raise DataError(
                 f"identity {identity!r} cannot be the name of a folder; convert to .txt or .rec, which keep any name"
             )
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def file_name(text: str) -> str:

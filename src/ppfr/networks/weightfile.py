@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,10 +101,18 @@ def _read_torch(path: Path) -> object:
 
 
 def _is_torchscript(path: Path) -> bool:
+    """Whether an archive is a program; raises CheckpointError for a damaged one: PyTorch ignores the checksums."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged, names = archive.testzip(), archive.namelist()
+    # what zipfile raises for archives that are none: also for methods and sizes that no archive has
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, struct.error) as error:
+        raise CheckpointError(f"{path.name} is not a readable PyTorch file ({error}); it may be cut short") from error
+    if damaged:
+        raise CheckpointError(f"{path.name} is not a readable PyTorch file: its part {damaged} fails its checksum")
+    return any(name.endswith("/constants.pkl") for name in names)
 
 
 def _foreign_globals(path: Path) -> list[str]:
