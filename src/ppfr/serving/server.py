@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import OperationalError
@@ -162,6 +162,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         404: "not there",
         413: "too large",
         429: "too many requests",
+        503: "the database or the index is away, or too many payloads wait",
     }.items()
 }
 _ROUTER = APIRouter()
@@ -316,7 +317,7 @@ def healthz(request: Request) -> dict[str, Any]:
     return {"status": "ok", "contract": service.contract.id}
 
 
-@_ROUTER.get("/metrics")
+@_ROUTER.get("/metrics", response_class=PlainTextResponse)
 def metrics(request: Request) -> Response:
     """Figures for Prometheus."""
     return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
