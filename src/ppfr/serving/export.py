@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,11 @@ from ppfr.serving.onnx import TOLERANCE, write_onnx
 
 CLIENT, SERVER = "client", "server"
 CLIENT_FILE, EMBED_FILE = "client.safetensors", "embed.onnx"
+
+
+def variant_file(precision: str) -> str:
+    """The name of the server's graph in a precision, in `server/`."""
+    return EMBED_FILE if precision == "float32" else f"embed.{precision}.onnx"
 
 
 @dataclass(frozen=True)
@@ -95,15 +101,19 @@ class Protector:
 class Embedder:
     """The server's half of an exported method, run by ONNX Runtime."""
 
-    def __init__(self, folder: Path | str, *, threads: int = 0) -> None:
-        """Load a `server/` folder; `threads` 0 leaves the choice to ONNX Runtime. Raises CheckpointError."""
+    def __init__(self, folder: Path | str, *, threads: int = 0, precision: str = "float32") -> None:
+        """Load a `server/` folder; `threads` 0 leaves the choice to ONNX Runtime. Raises CheckpointError.
+
+        `precision` is one that `ppfr export --precision` wrote.
+        """
         folder = Path(folder)
         self.contract = Contract.load(folder)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        path = folder / EMBED_FILE
+        path = folder / variant_file(precision)
         if not path.is_file():
-            raise CheckpointError(f"{path} does not exist; give the server/ folder that `ppfr export` wrote")
+            asked = "" if precision == "float32" else f" --precision {precision}"
+            raise CheckpointError(f"{path} does not exist; give the server/ folder that `ppfr export{asked}` wrote")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         first = self._session.get_inputs()[0].shape[0]
         self.batch = first if isinstance(first, int) else None
@@ -111,11 +121,15 @@ class Embedder:
     def embed(self, payload: Payload) -> np.ndarray:
         """Embeddings (B, D) float32, not normalised; raises PayloadError for another method's payload."""
         self.contract.schema.check(payload.tensors)
-        tensors = {name: tensor.numpy() for name, tensor in payload.tensors.items()}
-        step = self.batch or max(len(payload), 1)
+        return self.run({name: tensor.numpy() for name, tensor in payload.tensors.items()})
+
+    def run(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """As `embed`, for the tensors of a payload that is known to be one of this method."""
+        count = len(next(iter(tensors.values())))
+        step = self.batch or max(count, 1)
         parts = [
             self._session.run(None, {name: tensor[start : start + step] for name, tensor in tensors.items()})[0]
-            for start in range(0, len(payload), step)
+            for start in range(0, count, step)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.contract.embedding_size), np.float32)
 

@@ -1,0 +1,84 @@
+"""Smaller variants of the server's graph: near to float32, smaller, and refused where they cannot be."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ppfr
+from ppfr.cli import main
+from ppfr.data.sources import open_splits
+from ppfr.errors import CheckpointError, MethodError
+from ppfr.methods import BackboneSpec, Method, create
+from ppfr.serving.export import Embedder, export_method
+from ppfr.serving.precision import measure_costs, parse_precisions, write_variants
+
+FACES = "synthetic:people=12,images=4"
+# mean cosines of untrained networks, measured: float16 0.9999997, int8 0.970 (arcface) and 0.917 (partialface)
+LEAST = {"float16": 0.9999, "int8": 0.8}
+
+
+def build(name: str) -> Method:
+    torch.manual_seed(0)
+    return create(name, BackboneSpec("mobilefacenet", 32, 0.25, (112, 112)), seed=0).eval()
+
+
+@pytest.mark.parametrize("name", ["arcface", "partialface"])
+def test_variants_are_near_and_smaller(name: str, tmp_path: Path) -> None:
+    method = build(name)
+    export_method(method, tmp_path)
+    train, test = open_splits(FACES, size=112)
+    server = tmp_path / "server"
+    write_variants(method, server, ["float16", "int8"], train)
+    whole, *others = measure_costs(method, server, ["float16", "int8"], test, pairs=20)
+    assert (whole.precision, whole.least_cosine) == ("float32", pytest.approx(1, abs=1e-6))
+    for cost in others:
+        assert LEAST[cost.precision] < cost.mean_cosine < 1 and cost.least_cosine <= cost.mean_cosine
+        assert cost.file_bytes < whole.file_bytes
+
+
+def test_float32_is_what_a_server_opens(tmp_path: Path) -> None:
+    method = build("arcface")
+    export_method(method, tmp_path)
+    with pytest.raises(CheckpointError, match=r"embed\.int8\.onnx does not exist; .* --precision int8` wrote"):
+        Embedder(tmp_path / "server", precision="int8")
+    write_variants(method, tmp_path / "server", ["float16"], open_splits(FACES, size=112)[0])
+    images = torch.rand((3, 3, 112, 112), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    payload = method.protect(images)
+    with torch.no_grad():
+        expected = method.embed(payload).numpy()
+    np.testing.assert_allclose(Embedder(tmp_path / "server").embed(payload), expected, atol=1e-4)
+    np.testing.assert_allclose(Embedder(tmp_path / "server", precision="float16").embed(payload), expected, atol=0.02)
+
+
+def test_names_of_precisions() -> None:
+    assert parse_precisions("float32") == []
+    assert parse_precisions("int8, float16") == ["float16", "int8"]
+    with pytest.raises(MethodError, match=r"precision bf16 is not known; .* int8; ONNX Runtime has no bfloat16"):
+        parse_precisions("float32,bf16")
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
+    monkeypatch.setattr(sys, "argv", ["ppfr", "export", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def test_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ppfr.save(build("arcface"), tmp_path / "run")
+    settings = (tmp_path / "run", "--out", tmp_path / "out", "--precision", "float32,int8")
+    assert typed(monkeypatch, *settings) == 1
+    assert "give faces with --data" in capsys.readouterr().err
+    assert typed(monkeypatch, *settings, "--data", FACES) == 0
+    told = capsys.readouterr().out
+    assert "int8" in told and "pair accuracy" in told and "cosine to float32" in told
+    assert sorted(path.name for path in (tmp_path / "out" / "server").iterdir()) == [
+        "contract.json",
+        "embed.int8.onnx",
+        "embed.onnx",
+    ]
