@@ -199,7 +199,7 @@ def measure_large(folder: Path, rows: int, repeats: int) -> None:
     size = index_path(path).stat().st_size / 1e6
     print(
         f"\nan index of {rows:,} rows ({size:,.0f} MB) opens in {found['opened']:.2f} s of a core; the process grows "
-        f"from {found['before'] / 1024:.0f} to {found['peak'] / 1024:.0f} MB, and to {found['after'] / 1024:.0f} MB with "
+        f"from {found['before'] / 1024:.0f} to {found['peak'] / 1024:.0f} MB, then {found['after'] / 1024:.0f} MB with "
         f"an epoch's order ({found['epoch']:.2f} s)"
     )
 
