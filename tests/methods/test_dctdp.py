@@ -13,6 +13,8 @@ import ppfr
 from ppfr.errors import MethodError
 from ppfr.methods import Method
 from ppfr.methods.dctdp import FREQUENCIES, LaplaceNoise, noiseless, ranges
+from ppfr.training.optimizer import build_optimizer
+from ppfr.training.recipe import StageSettings
 from reference import rule
 
 SHAPE = (189, 112, 112)
@@ -116,6 +118,29 @@ def test_calibration_measures_the_ranges(images: Tensor) -> None:
     reference = small(sensitivity="reference")
     reference.stages()[0].calibrate(images, torch.Generator().manual_seed(0))
     assert bool((reference.client.sensitivity == 1).all())
+
+
+def test_locations_count_sensitivities(images: Tensor) -> None:
+    """A step of one size then moves a coefficient that hardly varies as little as its range, and a wide one more."""
+    noise = LaplaceNoise((2,), 1.0)
+    with torch.no_grad():
+        noise.sensitivity.copy_(torch.tensor([0.5, 200.0]))
+        noise.location.fill_(0.1)
+        assert torch.allclose(noise(torch.ones(2), torch.zeros(2)), torch.tensor([1.05, 21.0]))
+
+
+def test_budgets_alone_learn_at_the_rate_of_noise() -> None:
+    (stage,) = small(noise_rate=40).stages()
+    groups = build_optimizer(torch.nn.ModuleDict({"stage": stage.module}), StageSettings(), {"stage.noise.rho": 40.0})
+    assert stage.rate_scales == {"noise.rho": 40}
+    client = stage.module.get_submodule("noise")
+    for name, expected in (("rho", 40), ("location", 1)):
+        (scale,) = [
+            group["scale"]
+            for group in groups.param_groups
+            if any(parameter is client.get_parameter(name) for parameter in group["params"])
+        ]
+        assert scale == expected
 
 
 def test_noise_learns_from_recognition(images: Tensor) -> None:

@@ -164,8 +164,8 @@ class Stage:
 
     `module` learns; the rest of the method stays frozen and in evaluation mode. `trunk` is the recogniser inside it
     whose weights may come from a teacher, and `trunk_input` shows the loop what that trunk's first layer sees.
-    `rate_scales` are factors on the learning rate of submodules of `module`, by name. With `continues_head` the margin
-    head goes on as the previous stage left it instead of starting anew.
+    `rate_scales` are factors on the learning rate of submodules or parameters of `module`, by name. With
+    `continues_head` the margin head goes on as the previous stage left it instead of starting anew.
     """
 
     name: str

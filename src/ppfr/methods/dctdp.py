@@ -43,15 +43,16 @@ class DCTDPOptions(MethodOptions):
     )
     images: int = Field(768, ge=2, description="training images on which the ranges are measured")
     noise_rate: float = Field(
-        50.0, gt=0, description="learning rate of budgets and locations over the recogniser's; 0.1 in the paper"
+        50.0, gt=0, description="learning rate of the budgets over the recogniser's; 0.1 in the paper"
     )
 
 
 class LaplaceNoise(nn.Module):
     """Laplace noise of learned location whose scale follows from a learned split of a fixed privacy budget.
 
-    Element i of n gets epsilon_i = softmax(rho)_i * n * `epsilon` and noise of scale sensitivity_i / epsilon_i. `rho`
-    and `location` start at 0, so that every element gets `epsilon`. `sensitivity` is a buffer of the same shape.
+    Element i of n gets epsilon_i = softmax(rho)_i * n * `epsilon` and noise of scale sensitivity_i / epsilon_i around
+    location_i * sensitivity_i. `rho` and `location` start at 0, so that every element gets `epsilon`. `sensitivity` is
+    a buffer of the same shape.
     """
 
     sensitivity: Tensor
@@ -72,7 +73,7 @@ class LaplaceNoise(nn.Module):
         """Values (B, ...) with noise made of `unit`, Laplace draws of scale 1; none if epsilon is infinite."""
         if math.isinf(self.epsilon):
             return values
-        return torch.addcmul(values + self.location, self.scales(), unit)
+        return torch.addcmul(torch.addcmul(values, self.sensitivity, self.location), self.scales(), unit)
 
 
 @register
@@ -93,8 +94,9 @@ class DCTDP(Method):
         departures=(
             "sensitivities are measured as in the paper (the reference's code sets all to 1: "
             "options.sensitivity=reference); every image has a noise draw of its own (the code: one for a batch); "
-            "noise and network share an optimizer, with a rate of its own for the noise; channels are divided by their "
-            "root mean square before the first layer"
+            "noise and network share an optimizer, with a rate of its own for the budgets; locations are counted in "
+            "sensitivities and learn at the network's rate; channels are divided by their root mean square before the "
+            "first layer"
         ),
     )
     Options = DCTDPOptions
@@ -165,7 +167,7 @@ class DCTDP(Method):
                 module=nn.ModuleDict({"server": self.server, "noise": self.client}),
                 calibrate=calibrate,
                 sample=self.options.images,
-                rate_scales={"noise": self.options.noise_rate},
+                rate_scales={"noise.rho": self.options.noise_rate},
             )
         ]
 

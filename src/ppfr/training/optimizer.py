@@ -19,13 +19,13 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD, Adam or AdamW; norm layers, PReLU slopes and biases are found by module type and spared from weight decay.
 
-    `scales` are factors on the learning rate of everything below a module, by the module's name in `parts`.
+    `scales` are factors on the learning rate of a parameter, or of everything below a module, by its name in `parts`.
     """
     chosen = settings.optimizer
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for path, module in parts.named_modules():
-        factors = [f for below, f in (scales or {}).items() if path == below or path.startswith(f"{below}.")]
         for name, parameter in module.named_parameters(recurse=False):
+            factors = [f for below, f in (scales or {}).items() if f"{path}.{name}.".startswith(f"{below}.")]
             spared = isinstance(module, _NORMS) or name.endswith("bias")
             decay = 0.0 if spared else chosen.weight_decay
             groups.setdefault((decay, math.prod(factors)), []).append(parameter)
