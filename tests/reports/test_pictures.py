@@ -61,6 +61,11 @@ class TestPayloadPicture:
         payload = payload_of(image=torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
         np.testing.assert_array_equal(payload_picture(payload, size=112), images[0])
 
+    def test_bytes_of_three_channels_are_an_image(self) -> None:
+        colours = torch.tensor([255, 51, 0], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 16, 16)
+        picture = payload_picture(payload_of(image=colours), size=64)
+        assert (picture == np.array([255, 51, 0])).all()
+
     def test_a_faint_image_is_stretched(self) -> None:
         """What can be seen after raising the contrast must not be hidden from a reader."""
         images = to_tensor(noise(1, 112, 112, 3))

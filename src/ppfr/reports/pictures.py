@@ -13,6 +13,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from ppfr.errors import PayloadError, ShapeError
@@ -123,6 +124,8 @@ def _part(tensor: Tensor, spec: TensorSpec) -> _Part:
     planes = np.ascontiguousarray(values.reshape(-1, *values.shape[-2:]))
     if not np.isfinite(planes).all():
         raise PayloadError(f"a tensor of shape {spec.shape} holds values that are not finite; it cannot be shown")
+    if len(planes) == 3 and spec.dtype is torch.uint8:
+        planes = planes / 255
     if len(planes) == 3 and planes.min() >= -1.05 and planes.max() <= 1.05:
         low, high = np.percentile(planes, (1, 99))
         span = 1.0 if planes.min() >= 0 else 2.0
