@@ -24,6 +24,7 @@ from ppfr.evaluation.cost import measure_cost
 from ppfr.evaluation.evaluate import evaluate_pairs
 from ppfr.evaluation.heterogeneous import HeterogeneousFigures, evaluate_folds
 from ppfr.files import atomic_write, sha256_file
+from ppfr.memory import release_memory
 from ppfr.methods import Method, method_class
 from ppfr.networks import Recogniser
 from ppfr.progress import console, progress_callback
@@ -220,6 +221,7 @@ class Comparison:
             figures = json.loads(path.read_text(encoding="utf-8"))
         else:
             figures = self._measure(method, bench, entry, seed, run)
+            release_memory()
             atomic_write(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
         card = self._card(method, bench, name, run, seed)
         for source in self.heterogeneous:

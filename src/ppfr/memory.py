@@ -27,7 +27,7 @@ def tune_memory() -> None:
 def release_memory() -> None:
     """Hand freed memory back to the system, between jobs that need it in different sizes; does nothing without glibc.
 
-    What one attack of an audit has freed lies in pieces that the next one cannot use: up to 1.7 GB.
+    What a stage of training or an attack of an audit has freed lies in pieces that the next cannot use: up to 1.7 GB.
     """
     if _is_glibc():
         ctypes.CDLL(None).malloc_trim(0)

@@ -17,11 +17,15 @@ from ppfr.data.faceset import FaceSet
 from ppfr.errors import CheckpointError, MethodError, RecipeError
 from ppfr.methods import Method
 from ppfr.methods.files import load_method
-from ppfr.methods.minusface import CHANNELS, DC, all_channels, decode_shuffled, inverse
+from ppfr.methods.minusface import CHANNELS, DC, ResidueClient, all_channels, decode_shuffled, inverse
+from ppfr.methods.parts import InputScale
+from ppfr.ranks import Ranks
+from ppfr.training import trainer as trainer_module
 from ppfr.training.loop import train
 from ppfr.training.optimizer import build_optimizer
 from ppfr.training.recipe import Recipe, StageSettings
 from ppfr.training.run import Run
+from ppfr.training.trainer import StageTrainer
 from ppfr.transforms import inverse_block_dct
 
 
@@ -87,6 +91,37 @@ def test_the_folded_scaling_equals_the_plain_one() -> None:
     coefficients = all_channels(smooth(2))
     plain = method.client.generator(method.client.scale(coefficients)) / method.client.scale.scale[:, None, None]
     assert torch.allclose(method.client.generate(coefficients), plain, rtol=1e-4, atol=1e-3)
+
+
+def test_residues_made_a_few_at_a_time_equal_those_made_together() -> None:
+    method, scale = minusface(), InputScale(CHANNELS)
+    images = smooth(5)
+    method.client.calibrate(images)
+    with torch.no_grad():
+        together = method.client(images)
+        scale.calibrate(together)
+        plain = scale(together)
+    assert torch.allclose(method.client.scaled_residues(images, scale), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_start_sees_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """192 channels of an image are 10 MB: residues of a whole sample, with gradients, once took 7 GB."""
+    seen: list[tuple[int, bool]] = []
+    plain = ResidueClient.forward
+
+    def watched(self: ResidueClient, images: Tensor) -> Tensor:
+        seen.append((len(images), torch.is_grad_enabled()))
+        return plain(self, images)
+
+    monkeypatch.setattr(ResidueClient, "forward", watched)
+    monkeypatch.setattr(trainer_module, "_LEAST_SAMPLE", 12)
+    method, run = minusface(), Run(tmp_path / "run")
+    for index, stage in enumerate(method.stages()):
+        settings = (method, stage, index, recipe(), faces(), run, None, None, Ranks(), "cpu")
+        StageTrainer(*settings).initialise()
+        assert sum(count for count, _ in seen) >= 12
+        assert max(count for count, _ in seen) <= 2 and not any(grad for _, grad in seen)
+        seen.clear()
 
 
 def test_the_generator_learns_ten_times_slower() -> None:

@@ -302,7 +302,13 @@ def test_a_mixture_is_the_weighted_sum_of_its_people(tmp_path: Path, monkeypatch
 def test_a_stage_gets_the_sample_it_asks_for(tmp_path: Path) -> None:
     system, sizes = method("arcface"), []
     (stage,) = system.stages()
-    stage.calibrate, stage.sample = lambda images, generator: sizes.append(len(images)), 400
+
+    def calibrate(images: torch.Tensor, generator: torch.Generator) -> None:
+        sizes.append(len(images))
+        # a graph of some hundred images takes gigabytes
+        assert not torch.is_grad_enabled()
+
+    stage.calibrate, stage.sample = calibrate, 400
     names = [str(n) for n in range(450)]
     big = FaceSet("big", names, lambda index: np.zeros((len(index), 112, 112, 3), np.uint8), names=names)
     for data in (big, faces()):

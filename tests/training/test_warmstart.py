@@ -16,7 +16,7 @@ from ppfr.errors import CheckpointError
 from ppfr.methods import Stage, TrainingStep, TrunkInput
 from ppfr.networks import Preprocessing, Recogniser, build_backbone
 from ppfr.networks.gated import GatedConv2d
-from ppfr.training.warmstart import align_experts, can_warm_start, fit_first_layer, warm_start
+from ppfr.training.warmstart import align_experts, can_warm_start, fit_first_layer, patches_at, warm_start
 
 SMALL = {"width": 0.25, "embedding_size": 32}
 
@@ -144,3 +144,19 @@ def test_a_teacher_of_another_kind_is_refused() -> None:
     assert not can_warm_start(method.stages()[0].trunk, other)
     with pytest.raises(CheckpointError, match=r"its trunk is mobilefacenet .*, the teacher ir18"):
         warm_start(method.stages()[0], other, faces(2), torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"), [(3, 2, 1, (9, 12)), (5, 1, 2, (7, 6)), (3, 1, 0, (6, 5))]
+)
+def test_chosen_patches_are_those_of_unfolding_everything(
+    kernel: int, stride: int, padding: int, size: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn((3, 4, *size), generator=generator)
+    layer = torch.nn.Conv2d(4, 2, kernel, stride, padding)
+    everything = F.unfold(features, layer.kernel_size, padding=padding, stride=stride)
+    chosen = torch.randperm(everything.shape[2], generator=generator)
+    for positions in (chosen, chosen[:3]):
+        for given in (features, features.contiguous(memory_format=torch.channels_last)):
+            assert torch.equal(patches_at(given, layer, positions), everything[:, :, positions])

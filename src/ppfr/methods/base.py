@@ -163,7 +163,8 @@ class Stage:
     """One step of a method's training: what learns, what it computes, and where a warm start may begin.
 
     `module` learns; the rest of the method stays frozen and in evaluation mode. `trunk` is the recogniser inside it
-    whose weights may come from a teacher, and `trunk_input` shows the loop what that trunk's first layer sees.
+    whose weights may come from a teacher, and `trunk_input` shows the loop what that trunk's first layer sees; it,
+    `calibrate` and `after_warm_start` run without gradients.
     `rate_scales` are factors on the learning rate of submodules or parameters of `module`, by name. With
     `continues_head` the margin head goes on as the previous stage left it instead of starting anew.
     """

@@ -24,7 +24,7 @@ from ppfr.methods.base import (
     secret_option,
 )
 from ppfr.methods.graph import NoGraph, ProtectGraph
-from ppfr.methods.parts import InputScale
+from ppfr.methods.parts import InputScale, split_for_memory
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.networks import PFLD, Backbone, build_backbone, load_pfld
 from ppfr.networks.base import reset_weights
@@ -286,6 +286,9 @@ class DuetFace(Method):
         def server_forward(images: Tensor, labels: Tensor, generator: torch.Generator) -> TrainingStep:
             return TrainingStep(server(self._protect(images, generator)))
 
+        def server_calibrate(images: Tensor, generator: torch.Generator) -> None:
+            server.scale.calibrate_in_parts(map(high_channels, split_for_memory(images, server.backbone.in_channels)))
+
         return [
             Stage(
                 name="client",
@@ -303,7 +306,7 @@ class DuetFace(Method):
                 embedding_size=server.backbone.embedding_size,
                 trunk=server.backbone,
                 trunk_input=lambda images, generator: TrunkInput(server.scale(high_channels(images))),
-                calibrate=lambda images, generator: server.scale.calibrate(high_channels(images)),
+                calibrate=server_calibrate,
                 after_warm_start=lambda images, generator: server.linearise(high_channels(images)),
             ),
         ]

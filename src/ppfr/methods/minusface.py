@@ -35,7 +35,7 @@ DC = (0, 64, 128)
 _ROUTE = ("left_conv_1.conv_ReLU.2", "right_conv_4.conv_ReLU.0", "right_conv_4.conv_ReLU.2")
 # images that calibrate the generator: 192 channels of each take 10 MB
 _SAMPLE = 24
-# images whose residues are decoded together without gradients: what fits into a processor's cache is fastest
+# images whose residues are made together without gradients: what fits into a processor's cache is fastest
 _CHUNK = 2
 # the target activation of a latent unit in the sparsity term
 _SPARSE = 0.05
@@ -67,6 +67,14 @@ class ResidueClient(nn.Module):
         """Residue R (B,192,H,W) of images (B,3,H,W) in [-1,1]."""
         coefficients = all_channels(images)
         return coefficients - self.generate(coefficients)
+
+    @torch.no_grad()
+    def scaled_residues(self, images: Tensor, scale: InputScale) -> Tensor:
+        """`scale(self(images))` without gradients, a few images at a time: 192 channels of an image are 10 MB."""
+        residues = images.new_empty(len(images), CHANNELS, *images.shape[2:], dtype=torch.float32)
+        for faces, out in zip(torch.split(images, _CHUNK), torch.split(residues, _CHUNK), strict=True):
+            out.copy_(scale(self(faces)))
+        return residues
 
     def generate(self, coefficients: Tensor) -> Tensor:
         """What the generator makes of coefficients (B,192,H,W), of the same shape."""
@@ -207,7 +215,7 @@ class MinusFace(Method):
         def calibrate_generator(images: Tensor, generator: torch.Generator) -> None:
             sample = images[:_SAMPLE]
             client.calibrate(sample)
-            helper.scale.calibrate(client(sample))
+            helper.scale.calibrate_in_parts(map(client, torch.split(sample, _CHUNK)))
 
         return [
             Stage(
@@ -216,7 +224,7 @@ class MinusFace(Method):
                 forward=generator_forward,
                 embedding_size=helper.backbone.embedding_size,
                 trunk=helper.backbone,
-                trunk_input=lambda images, generator: TrunkInput(helper.scale(client(images))),
+                trunk_input=lambda images, generator: TrunkInput(client.scaled_residues(images, helper.scale)),
                 calibrate=calibrate_generator,
                 rate_scales={"generator": 0.1},
             ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from ppfr.transforms.quantise import from_levels
 Client = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
 # images that calibrate the scale of a server's channels
 _SCALE_SAMPLE = 144
+# of their payloads so much at once: 192 channels of 144 images are 1.4 GB, several times over where a client draws
+_PART_BYTES = 128 << 20
 
 
 class InputScale(nn.Module):
@@ -31,9 +33,21 @@ class InputScale(nn.Module):
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
         """Set the scale from a sample (N,C,H,W)."""
-        count = features.numel() / features.shape[1]
-        energy = torch.linalg.vector_norm(features.float(), dim=(0, 2, 3)) / count**0.5
-        self.scale.copy_(1.0 / energy.clamp_min(1e-8))
+        self.calibrate_in_parts([features])
+
+    @torch.no_grad()
+    def calibrate_in_parts(self, parts: Iterable[Tensor]) -> None:
+        """Set the scale from a sample that comes in parts (n,C,H,W), so that it need not be in memory at once."""
+        count, energy = 0, torch.zeros_like(self.scale, dtype=torch.float64)
+        for features in parts:
+            count += features.numel() // features.shape[1]
+            energy += torch.linalg.vector_norm(features.float(), dim=(0, 2, 3)).double().square()
+        self.scale.copy_(1.0 / (energy / count).sqrt().clamp_min(1e-8))
+
+
+def split_for_memory(images: Tensor, channels: int) -> Sequence[Tensor]:
+    """Images (N,3,H,W) in parts, so that `channels` float32 maps of the images' size take 128 MB a part at most."""
+    return torch.split(images, max(1, _PART_BYTES // (4 * channels * images[0, 0].numel())))
 
 
 class ChannelServer(nn.Module):
@@ -84,7 +98,8 @@ def server_stage(
         if calibrate is not None:
             calibrate(images, generator)
         if server.scale is not None:
-            server.scale.calibrate(client(images[:_SCALE_SAMPLE], generator)[server.tensor])
+            parts = split_for_memory(images[:_SCALE_SAMPLE], server.backbone.in_channels)
+            server.scale.calibrate_in_parts(client(part, generator)[server.tensor] for part in parts)
 
     return Stage(
         name="server",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ppfr.data.faceset import FaceSet
 from ppfr.errors import RecipeError
+from ppfr.memory import release_memory
 from ppfr.methods import Method
 from ppfr.methods.files import load_method, save_method
 from ppfr.networks import Recogniser
@@ -88,6 +89,7 @@ def _train(
         if not resumes:
             notes[stage.name] = trainer.initialise()
         seconds = trainer.run_epochs(stage_state, seconds, notes)
+        release_memory()
         heads = trainer.heads
     method.eval()
     ranks.on_first(lambda: _finish(method, run, seconds, notes))

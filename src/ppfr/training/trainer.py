@@ -24,6 +24,7 @@ from ppfr.data.joint import JointBatches, JointFaces, split_batch
 from ppfr.errors import RecipeError
 from ppfr.globalbatch import global_batch
 from ppfr.heads import Head, ShardedHead, build_head
+from ppfr.memory import release_memory
 from ppfr.methods import Method, Mixture, Stage
 from ppfr.networks import Recogniser
 from ppfr.networks.gated import GatedConv2d
@@ -144,6 +145,7 @@ class StageTrainer:
             prefetch=self.device.type == "cuda",
         )
 
+    @torch.no_grad()
     def initialise(self) -> dict[str, Any]:
         """Calibrate the stage on a sample and start warm from the teacher where possible; returns what was done."""
         stage = self.stage
@@ -170,6 +172,8 @@ class StageTrainer:
                 notes["aligned_experts"] = align_experts(stage, images, generator)
         for module in (self.method, self.parts):
             module.to(self.device)
+        del images
+        release_memory()
         return notes
 
     def run_epochs(self, state: Mapping[str, Any] | None, seconds: float, notes: Mapping[str, Any]) -> float:

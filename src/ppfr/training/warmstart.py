@@ -158,6 +158,24 @@ class _Moments:
         return weights, target_mean - patch_mean @ weights, explained, total
 
 
+def patches_at(features: Tensor, layer: nn.Conv2d | GatedConv2d, positions: Tensor) -> Tensor:
+    """The columns `positions` (n,) of `F.unfold` of features (B,C,H,W) for a layer: patches (B, C * kernel, n).
+
+    Only these are gathered: all patches of a stride of 2 take more than twice the memory of the features.
+    """
+    assert not isinstance(layer.padding, str)
+    height, width = features.shape[2:]
+    (down, across), (tall, wide), (above, left) = layer.stride, layer.kernel_size, layer.padding
+    columns = (width + 2 * left - wide) // across + 1
+    kernel = torch.arange(tall * wide)[:, None]
+    rows = positions // columns * down - above + kernel // wide
+    places = positions % columns * across - left + kernel % wide
+    inside = (rows >= 0) & (rows < height) & (places >= 0) & (places < width)
+    at = torch.where(inside, rows * width + places, 0).flatten()
+    found = features.flatten(2).index_select(2, at).view(len(features), -1, *inside.shape)
+    return found.masked_fill_(~inside, 0).flatten(1, 2)
+
+
 @torch.no_grad()
 def fit_first_layer(
     stage: Stage,
@@ -186,9 +204,10 @@ def fit_first_layer(
         if isinstance(layer, GatedConv2d):
             features = features * layer.channel_scale[kinds][:, :, None, None]
         wanted = target(batch).float().flatten(2)
-        patches = F.unfold(features, layer.kernel_size, padding=layer.padding, stride=layer.stride)  # type: ignore[arg-type]
         chosen = torch.randperm(wanted.shape[2], generator=generator)[: _PATCH_VALUES // size]
-        patches, wanted = patches[:, :, chosen], wanted[:, :, chosen]
+        patches, wanted = patches_at(features, layer, chosen), wanted[:, :, chosen]
+        # wide payloads of a batch take 300 MB: they go before the next batch's come
+        del features, sample
         for kind in torch.unique(kinds).tolist():
             rows = kinds == kind
             moments[kind].add(patches[rows].transpose(0, 1).flatten(1), wanted[rows].transpose(0, 1).flatten(1))
