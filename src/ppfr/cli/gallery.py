@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,13 @@ IndexOption = Annotated[
         help="Where to search: exact (in memory), approximate (a graph in memory, whose recall is printed), or "
         "milvus:URI (a cluster's address or a local file; it sees rotated templates only, and PPFR_MILVUS_TOKEN is its "
         "token)."
+    ),
+]
+TemplateKeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keys that rotated and slerp templates are made with, mode 0600, another file than --key-file; by default "
+        "PPFR_TEMPLATE_KEY is read, if it is set."
     ),
 ]
 DATABASE = "sqlite:///gallery.db"
@@ -117,16 +125,7 @@ def rotate(
 
     ring = Keyring.load(key_file)
     opened = _open(gallery, ring)
-    in_use = opened.keys_in_use()
-    unknown = sorted(set(in_use) - set(ring.ids))
-    if unknown:
-        raise GalleryError(f"templates are encrypted with keys {unknown}, which are not in the ring of {ring.ids}")
-    if key_file is None and len(ring.ids) == 1:
-        raise GalleryError(f"{ENVIRONMENT} holds one key, and there is none to rotate to; expected NEW,OLD")
-    if key_file is not None and set(in_use) <= {ring.current}:
-        ring = ring.with_new_key()
-        # before anything is encrypted with it
-        ring.save(key_file)
+    ring = _with_key_to_renew_to(ring, key_file, opened.keys_in_use(), ENVIRONMENT)
     with progress_callback("encrypting anew") as progress:
         changed = opened.rotate(ring, progress)
     if forget and key_file is not None:
@@ -136,7 +135,61 @@ def rotate(
 
 
 @gallery_app.command()
-def check(gallery: GalleryOption = DATABASE, key_file: KeyFileOption = None, index: IndexOption = "exact") -> None:
+def reissue(
+    gallery: GalleryOption = DATABASE,
+    key_file: KeyFileOption = None,
+    template_key_file: TemplateKeyFileOption = None,
+    drop_templates: Annotated[
+        bool,
+        typer.Option("--drop-templates", help="Agree that slerp templates are removed: everyone must enrol again."),
+    ] = False,
+    forget: Annotated[
+        bool,
+        typer.Option("--forget", help="Then drop older template keys from the file; backups need it as it is before."),
+    ] = False,
+) -> None:
+    """After a leak: give all templates a new template key, so that those that leaked match nothing here.
+
+    Rotated templates are carried over and nobody enrols again. Slerp ones cannot be: with --drop-templates they are
+    removed, and their subjects stay, to be enrolled again. A key file gets the new key in front; with
+    PPFR_TEMPLATE_KEY, give it as NEW,OLD. Servers may run meanwhile; start them anew when it is done, since until then
+    they compare under the old key, in memory. A reissue that was stopped goes on when called again.
+
+    If the encryption key leaked too, also call `ppfr gallery rotate`.
+    """
+    from ppfr.progress import progress_callback
+    from ppfr.serving.keyring import Keyring
+    from ppfr.serving.templates import ENVIRONMENT, Kind
+
+    ring = template_keys(template_key_file)
+    opened = _open(gallery, Keyring.load(key_file), ring)
+    if opened.templates is Kind.SLERP and not drop_templates:
+        raise GalleryError(
+            "slerp templates do not hold what a new key would need: give --drop-templates to remove them, and enrol "
+            "their subjects again"
+        )
+    if ring is None:
+        ring = Keyring.load(template_key_file, ENVIRONMENT)
+    before = opened.count()
+    ring = _with_key_to_renew_to(ring, template_key_file, opened.template_keys_in_use(), ENVIRONMENT)
+    with progress_callback("reissuing templates") as progress:
+        carried = opened.reissue(ring, progress)
+    if forget and template_key_file is not None:
+        ring = ring.without_old_keys()
+        ring.save(template_key_file)
+    removed = before - opened.count() if opened.templates is Kind.SLERP else 0
+    _print(
+        {"template key": ring.current, "older keys": ring.ids[:-1], "templates": carried, "templates removed": removed}
+    )
+
+
+@gallery_app.command()
+def check(
+    gallery: GalleryOption = DATABASE,
+    key_file: KeyFileOption = None,
+    template_key_file: TemplateKeyFileOption = None,
+    index: IndexOption = "exact",
+) -> None:
     """Open every template, fill an index, and compare it with the database; exit status 1 if anything is amiss.
 
     With milvus:URI the servers' collection itself is compared, before anything in it is mended.
@@ -146,17 +199,40 @@ def check(gallery: GalleryOption = DATABASE, key_file: KeyFileOption = None, ind
     from ppfr.serving.keyring import Keyring
 
     ring = Keyring.load(key_file)
+    opened = _open(gallery, ring, template_keys(template_key_file))
     with progress_callback("checking") as progress:
-        report = check_gallery(_open(gallery, ring), ring, index, progress)
+        report = check_gallery(opened, ring, index, progress)
     _print(report.to_dict())
     if not report.sound:
         raise typer.Exit(1)
 
 
-def _open(url: str, keyring: Keyring | None = None) -> Gallery:
+def template_keys(file: Path | None) -> Keyring | None:
+    """The ring of template keys of a file, or of the environment; None without either."""
+    from ppfr.serving.keyring import Keyring
+    from ppfr.serving.templates import ENVIRONMENT
+
+    return Keyring.load(file, ENVIRONMENT) if file is not None or os.environ.get(ENVIRONMENT) else None
+
+
+def _with_key_to_renew_to(ring: Keyring, file: Path | None, in_use: dict[str, int], variable: str) -> Keyring:
+    """The ring with a new current key, which its file has from here on, unless an earlier renewal is to go on."""
+    unknown = sorted(set(in_use) - set(ring.ids))
+    if unknown:
+        raise GalleryError(f"templates are under keys {unknown}, which are not in the ring of {ring.ids}")
+    if file is None and len(ring.ids) == 1:
+        raise GalleryError(f"{variable} holds one key, and there is none to go on to; expected NEW,OLD")
+    if file is not None and set(in_use) <= {ring.current}:
+        ring = ring.with_new_key()
+        # before anything is under it
+        ring.save(file)
+    return ring
+
+
+def _open(url: str, keyring: Keyring | None = None, template_keys: Keyring | None = None) -> Gallery:
     from ppfr.serving.gallery import Gallery
 
-    return Gallery.existing(url, keyring)
+    return Gallery.existing(url, keyring, template_keys)
 
 
 def _print(values: object) -> None:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ppfr.cli.app import app, out
-from ppfr.cli.gallery import DATABASE, GalleryOption, IndexOption, KeyFileOption
+from ppfr.cli.gallery import (
+    DATABASE,
+    GalleryOption,
+    IndexOption,
+    KeyFileOption,
+    TemplateKeyFileOption,
+    template_keys,
+)
 from ppfr.errors import GalleryError
 
 if TYPE_CHECKING:
@@ -21,6 +28,15 @@ def serve(
     deployment: Annotated[Path, typer.Argument(help="Folder that `ppfr export` wrote, or its server/.")],
     gallery: GalleryOption = DATABASE,
     key_file: KeyFileOption = None,
+    templates: Annotated[
+        str | None,
+        typer.Option(
+            help="What a new gallery stores and compares: plain (embeddings), rotated (under a keyed rotation; exact, "
+            "and reissued under a new key without enrolling again) or slerp (rotated, then SlerpFace; loses dimensions "
+            "for good). By default plain, or what the gallery was made with, which stays."
+        ),
+    ] = None,
+    template_key_file: TemplateKeyFileOption = None,
     index: IndexOption = "exact",
     host: Annotated[str, typer.Option(help="Address to listen at; put a TLS proxy before any but this one.")] = (
         "127.0.0.1"
@@ -30,7 +46,8 @@ def serve(
         bool,
         typer.Option(
             "--init",
-            help="First make the key file, if it is absent, and an admin API key, if there is no key, and print it.",
+            help="First make the key files, if they are absent, and an admin API key, if there is no key, and print "
+            "it.",
         ),
     ] = False,
     page_client: Annotated[
@@ -53,15 +70,24 @@ def serve(
     """
     import uvicorn
 
-    from ppfr.serving.gallery import Role, hide_password
+    from ppfr.serving.apikeys import Role
+    from ppfr.serving.database import hide_password
     from ppfr.serving.keyring import Keyring
     from ppfr.serving.server import ServerLimits, create_app
     from ppfr.serving.start import open_service
 
-    if init and key_file is not None and not key_file.exists():
-        Keyring.create().save(key_file)
-        out.print(f"{key_file}: a new key; without it the gallery's templates are lost", soft_wrap=True)
-    service = open_service(deployment, gallery, Keyring.load(key_file), index=index)
+    for file in (key_file, template_key_file):
+        if init and file is not None and not file.exists():
+            Keyring.create().save(file)
+            out.print(f"{file}: a new key; without it the gallery's templates are lost", soft_wrap=True)
+    service = open_service(
+        deployment,
+        gallery,
+        Keyring.load(key_file),
+        index=index,
+        templates=templates,
+        template_keys=template_keys(template_key_file),
+    )
     page = None if page_client is None else _page(page_client, page_detector, service.contract.id)
     if init and not service.gallery.api_keys():
         _, secret = service.gallery.create_api_key("first admin", Role.ADMIN)
@@ -75,7 +101,10 @@ def serve(
     if index == "approximate":
         out.print(f"approximate search finds {service.recall():.2%} of the 10 nearest templates", soft_wrap=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    out.print(f"contract {service.contract.id}; {len(service)} templates; http://{host}:{port}", soft_wrap=True)
+    out.print(
+        f"contract {service.contract.id}; {len(service)} templates, {service.gallery.templates}; http://{host}:{port}",
+        soft_wrap=True,
+    )
     application = create_app(service, ServerLimits(rate=rate, burst=max(1, round(2 * rate))), page)
     uvicorn.run(application, host=host, port=port, access_log=False, log_level="warning")
 

@@ -24,6 +24,8 @@ class Report:
     subjects: int
     faces: int
     keys: dict[str, int]
+    templates: str
+    template_keys: dict[str, int]
     problems: list[str]
 
     @property
@@ -38,6 +40,8 @@ class Report:
             "subjects": self.subjects,
             "faces": self.faces,
             "faces by key": self.keys,
+            "templates": self.templates,
+            "faces by template key": self.template_keys,
             "problems": self.problems,
         }
 
@@ -57,7 +61,7 @@ def check_gallery(
     problems += [f"{count} templates are under key {key!r}, which is not in the ring" for key, count in unknown.items()]
     enrolled = {face.id for face in gallery.faces()}
     if not unknown:
-        searched = open_index(index, gallery.size, keyring, gallery.contract)
+        searched = open_index(index, gallery.size, keyring, gallery.contract, gallery.template_key)
         try:
             if index in IN_MEMORY:
                 IndexKeeper(gallery, searched).build()
@@ -69,7 +73,8 @@ def check_gallery(
             problems.append(str(error))
         finally:
             searched.close()
-    return Report(len(gallery.subjects()), len(enrolled), keys, problems)
+    subjects, kind = len(gallery.subjects()), str(gallery.templates)
+    return Report(subjects, len(enrolled), keys, kind, gallery.template_keys_in_use(), problems)
 
 
 def _differences(

@@ -14,11 +14,12 @@ IN_MEMORY = ("exact", "approximate")
 TOKEN = "PPFR_MILVUS_TOKEN"
 
 
-def open_index(kind: str, size: int, keyring: Keyring, contract: str) -> Index:
+def open_index(kind: str, size: int, keyring: Keyring, contract: str, template_key: str = "") -> Index:
     """An index for templates of length `size`: `exact`, `approximate`, or `milvus:URI` (a cluster or a local file).
 
     Milvus gets templates rotated by a key that follows from the current one, in a collection named after contract and
-    key; its token comes from the environment variable PPFR_MILVUS_TOKEN. Raises GalleryError.
+    key, and after the template key if there is one: under another, faces have other templates. Its token comes from the
+    environment variable PPFR_MILVUS_TOKEN. Raises GalleryError.
     """
     if kind == "exact":
         return ExactIndex(size)
@@ -32,7 +33,8 @@ def open_index(kind: str, size: int, keyring: Keyring, contract: str) -> Index:
     from ppfr.serving.milvus import MilvusIndex
 
     rotation = KeyedRotation(keyring.derive("milvus rotation"), size)
-    return MilvusIndex(uri, f"ppfr_{contract}_{keyring.current}", rotation, token=os.environ.get(TOKEN, ""))
+    name = "_".join(["ppfr", contract, keyring.current, *filter(None, [template_key])])
+    return MilvusIndex(uri, name, rotation, token=os.environ.get(TOKEN, ""))
 
 
 __all__ = ["IN_MEMORY", "TOKEN", "open_index"]

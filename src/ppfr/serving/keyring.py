@@ -61,20 +61,20 @@ class Keyring:
         return cls({_key_id(key): key}, _key_id(key))
 
     @classmethod
-    def load(cls, file: Path | str | None = None) -> Keyring:
-        """Read a key file, or without one the keys (base64) in the environment variable PPFR_GALLERY_KEY.
+    def load(cls, file: Path | str | None = None, variable: str = ENVIRONMENT) -> Keyring:
+        """Read a key file, or without one the keys (base64) in an environment variable, PPFR_GALLERY_KEY.
 
         The variable may hold several keys with commas between them, of which the first one is current. Raises
         GalleryError for a file that others may read, and for a missing or malformed key.
         """
         if file is None:
-            text = os.environ.get(ENVIRONMENT, "")
+            text = os.environ.get(variable, "")
             if not text:
                 raise GalleryError(
                     f"the gallery needs a key: give a key file (ppfr gallery new-key FILE makes one), or {_KEY} "
-                    f"bytes in base64 in the environment variable {ENVIRONMENT}"
+                    f"bytes in base64 in the environment variable {variable}"
                 )
-            listed = [_decoded(part.strip(), ENVIRONMENT) for part in text.split(",")]
+            listed = [_decoded(part.strip(), variable) for part in text.split(",")]
             return cls({_key_id(key): key for key in listed}, _key_id(listed[0]))
         path = Path(file)
         if not path.is_file():
@@ -131,9 +131,10 @@ class Keyring:
                 f"a template does not open: it was damaged, or belongs elsewhere than {context}"
             ) from error
 
-    def derive(self, purpose: str) -> bytes:
-        """A key of 32 bytes for another purpose (HKDF-SHA-256, RFC 5869), of the current key; changes with it."""
-        return HKDF(hashes.SHA256(), _KEY, None, f"ppfr {purpose}".encode()).derive(self._keys[self.current])
+    def derive(self, purpose: str, key: str | None = None) -> bytes:
+        """A key of 32 bytes for another purpose (HKDF-SHA-256, RFC 5869), of the current key or of another one."""
+        chosen = self._keys[self.current if key is None else key]
+        return HKDF(hashes.SHA256(), _KEY, None, f"ppfr {purpose}".encode()).derive(chosen)
 
 
 def _key_id(key: bytes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.special import ndtri
 from torch import Tensor
@@ -23,10 +24,7 @@ class KeyedRotation:
     def __init__(self, key: bytes, size: int) -> None:
         if len(key) < 16:
             raise GalleryError(f"a rotation key of {len(key)} bytes; expected at least 16")
-        # every platform draws the same numbers from a key
-        stream = hashlib.shake_256(b"ppfr rotation" + size.to_bytes(4, "big") + key).digest(8 * size * size)
-        uniform = (np.frombuffer(stream, dtype=">u8").astype(np.float64) + 0.5) / 2.0**64
-        normal = ndtri(np.clip(uniform, 1e-300, 1 - 1e-16)).reshape(size, size)
+        normal = keyed_normal(b"ppfr rotation" + size.to_bytes(4, "big") + key, size * size).reshape(size, size)
         orthogonal, triangle = np.linalg.qr(normal)
         self._matrix = torch.from_numpy(orthogonal * np.sign(np.diag(triangle)))
         self.size = size
@@ -40,4 +38,16 @@ class KeyedRotation:
         return (templates.double() @ self._matrix.T.to(templates.device)).to(templates.dtype)
 
 
-__all__ = ["KeyedRotation"]
+def keyed_uniform(key: bytes, count: int) -> npt.NDArray[np.float64]:
+    """Numbers (count,) within (0,1) that follow from a key, the same on every platform (SHAKE-256)."""
+    stream = hashlib.shake_256(key).digest(8 * count)
+    return (np.frombuffer(stream, dtype=">u8").astype(np.float64) + 0.5) / 2.0**64
+
+
+def keyed_normal(key: bytes, count: int) -> npt.NDArray[np.float64]:
+    """Numbers (count,) from the standard normal distribution that follow from a key."""
+    found: npt.NDArray[np.float64] = ndtri(np.clip(keyed_uniform(key, count), 1e-300, 1 - 1e-16))
+    return found
+
+
+__all__ = ["KeyedRotation", "keyed_normal", "keyed_uniform"]

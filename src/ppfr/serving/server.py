@@ -21,7 +21,8 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ppfr.errors import GalleryError, PayloadError
-from ppfr.serving.gallery import MOST_NAME, ApiKey, Role
+from ppfr.serving.apikeys import ApiKey, Role
+from ppfr.serving.database import MOST_NAME
 from ppfr.serving.index import SearchUnavailable
 from ppfr.serving.limits import RateLimit
 from ppfr.serving.service import Service

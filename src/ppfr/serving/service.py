@@ -65,14 +65,14 @@ class Service:
 
     def enrol(self, message: bytes, subject: str, *, request: str | None = None, actor: str = "") -> Face:
         """Store the face's template under a subject; with a `request` key, repeating the call changes nothing."""
-        template = self._embed(message, images=1)[0]
-        face = self.gallery.enrol(subject, template, request=request, content=message, actor=actor)
+        embedding = self._embed(message, images=1)[0]
+        face = self.gallery.enrol(subject, embedding, request=request, content=message, actor=actor)
         self.refresh()
         return face
 
     def recognise(self, message: bytes, limit: int = 1) -> list[Likeness]:
         """The `limit` most similar subjects, best first."""
-        probe = self._embed(message, images=1)
+        probe = self._probes(message)
         held = len(self)
         wanted = limit
         while True:
@@ -93,7 +93,7 @@ class Service:
         owner = self.gallery.owners([face]).get(face)
         if template is None or owner is None:
             return None
-        return Likeness(owner, _cosine(self._embed(message, images=1)[0], template))
+        return Likeness(owner, _cosine(self._probes(message)[0], template))
 
     def verify_subject(self, message: bytes, subject: str) -> Likeness | None:
         """How similar the probe is to the nearest face of a subject; None for a subject without faces."""
@@ -101,13 +101,17 @@ class Service:
         held = [template for template in templates if template is not None]
         if not held:
             return None
-        probe = self._embed(message, images=1)[0]
+        probe = self._probes(message)[0]
         return Likeness(subject, max(_cosine(probe, template) for template in held))
 
     def verify_pair(self, message: bytes) -> float:
         """The cosine of two faces that nobody enrolled; the message holds both images' payloads."""
-        first, second = self._embed(message, images=2)
+        first, second = self._probes(message, images=2)
         return _cosine(first, second)
+
+    def _probes(self, message: bytes, *, images: int = 1) -> Tensor:
+        """Templates (N,D) to compare with the gallery's."""
+        return self.gallery.protect(self._embed(message, images=images))
 
     def _embed(self, message: bytes, *, images: int) -> Tensor:
         payload = Payload.from_bytes(message, self.contract.schema, contract=self.contract.id, images=images)

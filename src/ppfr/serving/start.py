@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from ppfr.serving.batching import Batcher
 from ppfr.serving.export import SERVER, Embedder
 from ppfr.serving.gallery import Gallery
@@ -11,20 +13,31 @@ from ppfr.serving.indexes import open_index
 from ppfr.serving.keeper import IndexKeeper
 from ppfr.serving.keyring import Keyring
 from ppfr.serving.service import Service
+from ppfr.serving.templates import Kind
 
 
 def open_service(
-    deployment: Path, gallery: str, keyring: Keyring, *, index: str = "exact", threads: int = 0
+    deployment: Path,
+    gallery: str,
+    keyring: Keyring,
+    *,
+    index: str = "exact",
+    threads: int = 0,
+    templates: Kind | str | None = None,
+    template_keys: Keyring | None = None,
 ) -> Service:
     """Load the network, open the gallery and fill the index; raises CheckpointError and GalleryError.
 
-    `index` is one of those that `open_index` knows.
+    `index` is one of those that `open_index` knows; `templates` and `template_keys` are as for `Gallery`.
     """
     folder = deployment / SERVER if (deployment / SERVER).is_dir() else deployment
     embedder = Embedder(folder, threads=threads)
     contract = embedder.contract
-    opened = Gallery(gallery, keyring, contract.id, contract.embedding_size)
-    keeper = IndexKeeper(opened, open_index(index, contract.embedding_size, keyring, contract.id))
+    size = contract.embedding_size
+    opened = Gallery(gallery, keyring, contract.id, size, templates=templates, template_keys=template_keys)
+    # a server without the template key is to end here, not at its first query
+    opened.protect(torch.ones(1, size))
+    keeper = IndexKeeper(opened, open_index(index, size, keyring, contract.id, opened.template_key))
     keeper.build()
     keeper.start()
     return Service(contract, opened, keeper, Batcher(embedder.embed))

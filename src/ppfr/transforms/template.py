@@ -31,14 +31,24 @@ class TemplateKey:
         Every group loses `dropped` of its dimensions, rounded down, so that no part of the embedding is spared. Raises
         ShapeError for more groups than dimensions, and for a share outside 0 to below 1.
         """
+        order = torch.randperm(size, generator=generator)
+        return cls.of(torch.randn(size, generator=generator), order, groups=groups, dropped=dropped)
+
+    @classmethod
+    def of(cls, noise: Tensor, order: Tensor, *, groups: int = 8, dropped: float = 0.25) -> TemplateKey:
+        """The key with a direction of noise (D,) and an order (D,) of dimensions, which is cut into groups.
+
+        Raises as `draw`.
+        """
+        size = len(order)
         if not 1 <= groups <= size:
             raise ShapeError(f"groups is {groups}; expected 1..{size}, the dimensions of an embedding")
         if not 0 <= dropped < 1:
             raise ShapeError(f"dropped is {dropped}; expected a share from 0 to below 1")
         kept = torch.ones(size, dtype=torch.bool)
-        for group in torch.randperm(size, generator=generator).tensor_split(groups):
+        for group in order.tensor_split(groups):
             kept[group[: int(dropped * len(group))]] = False
-        return cls(F.normalize(torch.randn(size, generator=generator), dim=0), kept)
+        return cls(F.normalize(noise, dim=0), kept)
 
 
 def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
