@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -13,11 +14,14 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ppfr.errors import DataError, ServiceError
-from ppfr.serving.client import AsyncClient, Client
+from ppfr.methods import create
+from ppfr.serving.client import AsyncClient, Candidate, Client
+from ppfr.serving.export import export_method
 from ppfr.serving.gallery import Role
 from ppfr.serving.keyring import Keyring
 from ppfr.serving.server import create_app
 from ppfr.serving.start import open_service
+from serving.conftest import SPEC
 
 
 def crop(number: int) -> np.ndarray:
@@ -52,25 +56,47 @@ class Line(httpx.BaseTransport, httpx.AsyncBaseTransport):
         return await asyncio.to_thread(self.handle_request, request)
 
 
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deployment whose client draws nothing: a photo always has the same template."""
+    folder = tmp_path_factory.mktemp("steady")
+    export_method(create("arcface", SPEC, seed=0), folder)
+    return folder
+
+
 @pytest.fixture
 def line(deployment: Path, tmp_path: Path) -> Iterator[tuple[Line, str]]:
+    """A server of the deployment that draws."""
+    with listening(deployment, tmp_path) as both:
+        yield both
+
+
+@pytest.fixture
+def steady_line(steady: Path, tmp_path: Path) -> Iterator[tuple[Line, str]]:
+    with listening(steady, tmp_path) as both:
+        yield both
+
+
+@contextmanager
+def listening(deployment: Path, tmp_path: Path) -> Iterator[tuple[Line, str]]:
     service = open_service(deployment, f"sqlite:///{tmp_path}/gallery.db", Keyring.create(), threads=1)
     _, key = service.gallery.create_api_key("all", Role.ADMIN)
     with TestClient(create_app(service)) as server:
         yield Line(server, []), key
 
 
-def test_enrol_recognise_verify(line: tuple[Line, str], deployment: Path, tmp_path: Path) -> None:
-    carrier, key = line
-    cv2.imwrite(str(tmp_path / "b.png"), crop(1))
-    with Client("http://server", deployment, key, transport=carrier) as client:
+def test_enrol_recognise_verify(steady_line: tuple[Line, str], steady: Path, tmp_path: Path) -> None:
+    carrier, key = steady_line
+    cv2.imwrite(str(tmp_path / "b.png"), crop(1)[:, :, ::-1])
+    with Client("http://server", steady, key, transport=carrier) as client:
         client.enrol(crop(0), "Ada / 1")
         client.enrol(tmp_path / "b.png", "Björn")
-        found = client.recognise(tmp_path / "b.png", limit=5)
-        # which comes first is the draw's doing, as the network is untrained
-        assert {one.subject for one in found} == {"Björn", "Ada / 1"} and found[0].similarity > found[1].similarity
-        assert 0 < client.verify(tmp_path / "b.png", "Björn") <= 1.001
-        assert client.verify(crop(0), "Björn") <= 1.001
+        found = client.recognise(crop(1), limit=5)
+        assert [one.subject for one in found] == ["Björn", "Ada / 1"]
+        # templates are kept with 16 bits a value
+        assert found[0].similarity == pytest.approx(1, abs=1e-3) and found[1].similarity < 0.998
+        assert client.verify(tmp_path / "b.png", "Björn") == pytest.approx(1, abs=1e-3)
+        assert client.verify(crop(0), "Björn") == pytest.approx(found[1].similarity, abs=1e-3)
         with pytest.raises(ServiceError, match="refused with 404: there is no such subject") as error:
             client.verify(crop(0), "nobody")
         assert error.value.status == 404
@@ -132,16 +158,18 @@ def test_without_a_face_nothing_is_sent(line: tuple[Line, str], deployment: Path
     assert not carrier.carried
 
 
-def test_the_asynchronous_client_does_the_same(line: tuple[Line, str], deployment: Path) -> None:
-    carrier, key = line
+def test_the_asynchronous_client_does_the_same(steady_line: tuple[Line, str], steady: Path) -> None:
+    carrier, key = steady_line
     carrier.faults = ["lost answer"]
 
-    async def ask() -> tuple[list[str], float]:
-        async with AsyncClient("http://server", deployment, key, transport=carrier, pause=0.001) as client:
+    async def ask() -> tuple[list[Candidate], float, float]:
+        async with AsyncClient("http://server", steady, key, transport=carrier, pause=0.001) as client:
             await client.enrol(crop(0), "Ada")
             await asyncio.gather(*(client.enrol(crop(number), f"other {number}") for number in (1, 2)))
             found = await client.recognise(crop(0), limit=3)
-            return [one.subject for one in found], await client.verify(crop(0), "Ada")
+            return found, await client.verify(crop(0), "Ada"), await client.verify(crop(1), "Ada")
 
-    subjects, similarity = asyncio.run(ask())
-    assert set(subjects) == {"Ada", "other 1", "other 2"} and similarity > 0.5
+    found, own, foreign = asyncio.run(ask())
+    assert found[0].subject == "Ada" and {one.subject for one in found[1:]} == {"other 1", "other 2"}
+    assert found[0].similarity == pytest.approx(1, abs=1e-3) and own == pytest.approx(1, abs=1e-3)
+    assert max(foreign, found[1].similarity) < 0.998

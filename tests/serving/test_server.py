@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,6 +17,7 @@ import torch
 from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 
+from ppfr.errors import ServiceError
 from ppfr.methods import Payload, PayloadSchema, TensorSpec
 from ppfr.serving.batching import Batcher
 from ppfr.serving.gallery import Role
@@ -260,3 +263,34 @@ def test_what_waits_goes_through_the_network_together() -> None:
     with pytest.raises(ValueError, match="negative"):
         batcher.embed(Payload(schema, {"x": torch.tensor([[-1.0]])}))
     batcher.close()
+
+
+def test_a_closed_batcher_says_so_and_finishes_what_came_before() -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def embed(payload: Payload) -> np.ndarray:
+        started.set()
+        assert go_on.wait(20)
+        return np.full((len(payload), 1), 7, np.float32)
+
+    payload = Payload(PayloadSchema("toy", {"x": TensorSpec((1,), "a number")}), {"x": torch.zeros(1, 1)})
+    batcher = Batcher(embed)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(batcher.embed, payload)
+        assert started.wait(20)
+        ending = pool.submit(batcher.close)
+        while not batcher._closed:
+            time.sleep(0.001)
+        with pytest.raises(ServiceError, match="is closing and embeds no more payloads") as error:
+            batcher.embed(payload)
+        assert error.value.status == 503
+        go_on.set()
+        assert first.result(20).tolist() == [[7]]
+        ending.result(20)
+    batcher.close()
+
+
+def test_a_request_after_the_end_gets_503(http: TestClient, service: Service, keys: dict, send: Send) -> None:
+    service._batcher.close()
+    answer = http.post(f"{API}/recognize", content=send(0), headers=keys["recognise"])
+    assert answer.status_code == 503 and "is closing" in answer.json()["message"]

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 import numpy as np
 import numpy.typing as npt
 
+from ppfr.errors import ServiceError
 from ppfr.methods import Payload
 
 Embeddings = npt.NDArray[np.float32]
@@ -33,18 +34,30 @@ class Batcher:
         self._images = images
         self._observe = observe
         self._queue: queue.Queue[tuple[Payload, Future[Embeddings]] | None] = queue.Queue(waiting)
+        self._gate = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._work, name="ppfr embed", daemon=True)
         self._thread.start()
 
     def embed(self, payload: Payload) -> Embeddings:
-        """Embeddings (B, D); waits for its turn. Raises queue.Full when too many wait, and what the network raises."""
+        """Embeddings (B, D); waits for its turn.
+
+        Raises queue.Full when too many wait, ServiceError (503) after `close`, and what the network raises.
+        """
         future: Future[Embeddings] = Future()
-        self._queue.put_nowait((payload, future))
+        # nothing may come to stand behind the end, where nobody would answer it
+        with self._gate:
+            if self._closed:
+                raise ServiceError("the server is closing and embeds no more payloads; ask again when it is back", 503)
+            self._queue.put_nowait((payload, future))
         return future.result()
 
     def close(self) -> None:
-        """Finish what waits, then end the thread."""
-        self._queue.put(None)
+        """Finish what waits, then end the thread; closing twice changes nothing."""
+        with self._gate:
+            closed, self._closed = self._closed, True
+        if not closed:
+            self._queue.put(None)
         self._thread.join()
 
     def _work(self) -> None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from ppfr.errors import GalleryError, PayloadError
+from ppfr.errors import GalleryError, PayloadError, ServiceError
 from ppfr.serving.apikeys import ApiKey, Role
 from ppfr.serving.database import MOST_NAME
 from ppfr.serving.index import SearchUnavailable
@@ -90,6 +90,7 @@ def create_app(service: Service, limits: ServerLimits = ServerLimits(), page: Pa
     app.add_exception_handler(PayloadError, _refused)
     app.add_exception_handler(GalleryError, _refused)
     app.add_exception_handler(queue.Full, _busy)
+    app.add_exception_handler(ServiceError, _closing)
     app.add_exception_handler(SearchUnavailable, _away)
     app.add_exception_handler(OperationalError, _away)
     app.add_exception_handler(Exception, _failed)
@@ -365,6 +366,11 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 async def _busy(request: Request, error: Exception) -> JSONResponse:
     return _error(503, "too many payloads wait; try again", {"Retry-After": "1"})
+
+
+async def _closing(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    return _error(error.status or 500, str(error), {"Retry-After": "1"})
 
 
 async def _away(request: Request, error: Exception) -> JSONResponse:
