@@ -90,6 +90,10 @@ class SlerpFace(Method):
     def embedding_size(self) -> int:
         return self.base.embedding_size
 
+    def reissued(self, seed: int) -> SlerpFace:
+        """The same system under another template key; its weights, its client and the client's secrets stay."""
+        return self.with_options(seed=seed)
+
     def remarks(self) -> list[str]:
         """Says whose payload travels."""
         kept = int(self.key.kept.sum())
