@@ -168,24 +168,28 @@ def write_large_index(folder: Path, rows: int) -> Path:
     return path
 
 
-def peak_memory() -> int:
-    """The most kB in memory so far; `ru_maxrss` would begin with the parent's."""
+def memory() -> dict[str, int]:
+    """kB of this process: the most resident so far (`ru_maxrss` would begin with the parent's), and private ones now.
+
+    Private are those that no file holds; the system can take back the index file's pages whenever it needs them.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    kept = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines) if "kB" in value}
+    return {"resident": kept["VmHWM"], "private": kept["RssAnon"]}
 
 
 def open_large(path: Path) -> None:
     """In a process of its own: core seconds and memory of opening a set and beginning an epoch."""
-    before = peak_memory()
+    figures = {f"{kind} before": value for kind, value in memory().items()}
     began = time.process_time()
     faces = open_faces(path)
-    opened = time.process_time() - began
-    peak = peak_memory()
+    figures["opened"] = time.process_time() - began
+    figures |= {f"{kind} opened": value for kind, value in memory().items()}
     began = time.process_time()
-    Batches(faces, 512, seed=0, epoch=0)
-    epoch = time.process_time() - began
-    after = peak_memory()
-    figures = {"rows": len(faces), "opened": opened, "epoch": epoch, "before": before, "peak": peak, "after": after}
+    batches = Batches(faces, 512, seed=0, epoch=0)
+    figures["epoch"] = time.process_time() - began
+    figures |= {f"{kind} in epoch": value for kind, value in memory().items()}
+    assert len(batches)
     print(json.dumps(figures))
 
 
@@ -198,10 +202,12 @@ def measure_large(folder: Path, rows: int, repeats: int) -> None:
     found = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     size = index_path(path).stat().st_size / 1e6
     print(
-        f"\nan index of {rows:,} rows ({size:,.0f} MB) opens in {found['opened']:.2f} s of a core; the process grows "
-        f"from {found['before'] / 1024:.0f} to {found['peak'] / 1024:.0f} MB, then {found['after'] / 1024:.0f} MB with "
-        f"an epoch's order ({found['epoch']:.2f} s)"
+        f"\nan index of {rows:,} rows ({size:,.0f} MB) opens in {found['opened']:.2f} s of a core, "
+        f"an epoch's order takes {found['epoch']:.2f} s\n{'MB of the process':<20}{'before':>8}{'open':>8}{'epoch':>8}"
     )
+    for kind, title in (("resident", "resident at most"), ("private", "private")):
+        values = [found[f"{kind} {moment}"] / 1024 for moment in ("before", "opened", "in epoch")]
+        print(f"{title:<20}" + "".join(f"{value:>8.0f}" for value in values))
 
 
 def main() -> None:
