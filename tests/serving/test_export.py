@@ -86,3 +86,20 @@ def test_a_payload_of_another_deployment_is_refused(deployment: Path) -> None:
     other = Contract.of(build_method(seed=1))
     with pytest.raises(PayloadError, match="made for contract"):
         Payload.from_bytes(data, other.schema, contract=other.id)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sender"),
+    [
+        ("partialface", {"table": "random"}, None),
+        ("arcface", {}, "arcface"),
+        ("arcface-fd", {}, "arcface-fd"),
+        ("slerpface", {"base": "arcface"}, "arcface"),
+        ("slerpface", {"base": "minusface"}, None),
+    ],
+)
+def test_a_deployment_that_protects_nothing_says_so(name: str, options: dict[str, object], sender: str | None) -> None:
+    contract = Contract.of(create(name, SPEC, **options))
+    assert contract.warning == (
+        sender and f"{sender} protects nothing: what clients send is the picture of the face itself"
+    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ from ppfr.data.synthetic import SyntheticFaces
 from ppfr.data.yunet import YuNet
 from ppfr.methods import BackboneSpec, Payload, create
 from ppfr.serving.contract import Contract
-from ppfr.serving.export import Protector
+from ppfr.serving.export import Protector, export_method
 from ppfr.serving.graph import GraphProtector, SavedGraph, save_protect_graph
 from serving.chromium import CHROMIUM, Chromium, Tab
 from serving.conftest import SPEC
@@ -434,6 +436,49 @@ def test_refusals_are_told_and_got_over(tab: Tab, site: Site, tmp_path: Path) ->
     assert tab.evaluate("document.getElementById('recognise').disabled")
     choose(tab, saved(face(0)[:, :100], tmp_path / "oblong.png"))
     assert "100 x 112 is not square" in text(tab, "alert")
+
+
+def test_after_a_lost_answer_the_same_is_sent_again(tab: Tab, site: Site, tmp_path: Path) -> None:
+    fill(tab, "key", site.key)
+    choose(tab, saved(face(3), tmp_path / "photo.png"))
+    fill(tab, "subject", "Lost And Found")
+    # the server gets the request and answers; the answer does not arrive
+    tab.evaluate(
+        """(() => {
+          const real = window.fetch;
+          window.fetch = async (...asked) => {
+            window.fetch = real;
+            await real(...asked);
+            throw new TypeError("nothing came back");
+          };
+        })()"""
+    )
+    assert "nothing came back" in click(tab, "enrol")
+    assert not tab.evaluate("document.getElementById('enrol').disabled")
+    assert click(tab, "enrol") == "Lost And Found is enrolled."
+    lost, again = (one for one in site.requests if one.path == "/api/v1/recognition/faces")
+    assert lost.body and lost.body == again.body
+    name = re.search(rb"idempotency-key\n([0-9a-f]{32})", lost.head)
+    assert name is not None and name[1] in again.head
+    # one face, and the next question is another message under another name
+    listed = httpx.get(
+        f"{site.url}api/v1/recognition/faces", params={"subject": "Lost And Found"}, headers={"x-api-key": site.key}
+    )
+    assert listed.json()["total_elements"] == 1
+    assert click(tab, "enrol") == "Lost And Found is enrolled."
+    third = [one for one in site.requests if one.method == "POST"][-1]
+    assert third.body != lost.body and name[1] not in third.head
+
+
+def test_where_nothing_is_protected_the_page_says_so(
+    browser: Chromium, tab: Tab, runtime: Path, tmp_path: Path
+) -> None:
+    assert tab.evaluate("document.getElementById('warning').hidden")
+    export_method(create("arcface", SPEC), tmp_path / "deployment")
+    with serving(tmp_path / "deployment", tmp_path / "gallery.db", tmp_path / "deployment", runtime) as site:
+        plain = opened(browser, site)
+        expected = "Warning: arcface protects nothing: what clients send is the picture of the face itself."
+        assert text(plain, "warning") == expected and not plain.evaluate("document.getElementById('warning').hidden")
 
 
 def test_the_policy_keeps_the_page_at_home(tab: Tab, site: Site) -> None:

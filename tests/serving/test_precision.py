@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ import ppfr
 from ppfr.cli import main
 from ppfr.data.sources import open_splits
 from ppfr.errors import CheckpointError, MethodError
-from ppfr.methods import BackboneSpec, Method, create
-from ppfr.serving.export import Embedder, export_method
+from ppfr.methods import BackboneSpec, Method, Payload, create
+from ppfr.serving.export import Embedder, Protector, export_method
 from ppfr.serving.precision import measure_costs, parse_precisions, write_variants
 
 FACES = "synthetic:people=12,images=4"
@@ -46,6 +47,8 @@ def test_float32_is_what_a_server_opens(tmp_path: Path) -> None:
     export_method(method, tmp_path)
     with pytest.raises(CheckpointError, match=r"embed\.int8\.onnx does not exist; .* --precision int8` wrote"):
         Embedder(tmp_path / "server", precision="int8")
+    with pytest.raises(CheckpointError, match="precision 'int4'; expected float32, float16, int8"):
+        Embedder(tmp_path / "server", precision="int4")
     write_variants(method, tmp_path / "server", ["float16"], open_splits(FACES, size=112)[0])
     images = torch.rand((3, 3, 112, 112), generator=torch.Generator().manual_seed(0)) * 2 - 1
     payload = method.protect(images)
@@ -62,8 +65,8 @@ def test_names_of_precisions() -> None:
         parse_precisions("float32,bf16")
 
 
-def typed(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
-    monkeypatch.setattr(sys, "argv", ["ppfr", "export", *map(str, arguments)])
+def typed(monkeypatch: pytest.MonkeyPatch, *arguments: object, command: str = "export") -> object:
+    monkeypatch.setattr(sys, "argv", ["ppfr", command, *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
     return ended.value.code
@@ -75,10 +78,34 @@ def test_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert typed(monkeypatch, *settings) == 1
     assert "give faces with --data" in capsys.readouterr().err
     assert typed(monkeypatch, *settings, "--data", FACES) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "warning: arcface protects nothing: what clients send is the picture" in " ".join(printed.err.split())
+    told = printed.out
     assert "int8" in told and "pair accuracy" in told and "cosine to float32" in told
     assert sorted(path.name for path in (tmp_path / "out" / "server").iterdir()) == [
         "contract.json",
         "embed.int8.onnx",
         "embed.onnx",
     ]
+    # the same command serves it
+    ran: list[tuple[str, np.ndarray]] = []
+
+    def listen(application: Any, **_: object) -> None:
+        service = application.state.service
+        ran.append((service.contract.id, service._embed(message, images=1).numpy()))
+        service.close()
+
+    monkeypatch.setattr("uvicorn.run", listen)
+    image = torch.rand((1, 3, 112, 112), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    message = Protector(tmp_path / "out" / "client").to_bytes(image)
+    options = ("--gallery", f"sqlite:///{tmp_path}/gallery.db", "--key-file", tmp_path / "gallery.key", "--init")
+    for precision in ("float32", "int8"):
+        assert typed(monkeypatch, tmp_path / "out", *options, "--precision", precision, command="serve") == 0
+    assert "warning: arcface protects nothing" in " ".join(capsys.readouterr().err.split())
+    assert typed(monkeypatch, tmp_path / "out", *options, "--precision", "float16", command="serve") == 1
+    assert "embed.float16.onnx does not exist" in " ".join(capsys.readouterr().err.split())
+    contract = Protector(tmp_path / "out" / "client").contract
+    payload = Payload.from_bytes(message, contract.schema, contract=contract.id)
+    for (_, found), precision in zip(ran, ("float32", "int8"), strict=True):
+        np.testing.assert_array_equal(found, Embedder(tmp_path / "out" / "server", precision=precision).embed(payload))
+    assert ran[0][0] == ran[1][0] and not np.array_equal(ran[0][1], ran[1][1])

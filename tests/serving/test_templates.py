@@ -263,6 +263,24 @@ def test_a_stopped_reissue_is_whole_and_goes_on(url: str, keyring: Keyring, monk
     gallery.close()
 
 
+def test_encrypting_anew_leaves_templates_and_their_key_alone(url: str, keyring: Keyring) -> None:
+    keys = Keyring.create()
+    gallery = Gallery(url, keyring, "contract", SIZE, templates="rotated", template_keys=keys)
+    face = gallery.enrol("Ada", torch.ones(SIZE))
+    before = gallery.template(face.id)
+    gallery.close()
+    # who encrypts anew needs no template key
+    ring = keyring.with_new_key()
+    operator = Gallery.existing(url, ring)
+    assert operator.rotate(ring) == 1
+    operator.close()
+    after = Gallery(url, ring.without_old_keys(), "contract", SIZE, template_keys=keys)
+    found = after.template(face.id)
+    assert before is not None and found is not None and torch.equal(before, found)
+    assert after.template_keys_in_use() == {keys.current: 1}
+    after.close()
+
+
 def test_slerp_templates_are_dropped_and_their_subjects_stay(url: str, keyring: Keyring) -> None:
     keys = Keyring.create()
     ring = keys.with_new_key()

@@ -81,7 +81,7 @@ def test_every_file_of_the_page_comes_with_its_headers(deployment: Path, tmp_pat
             assert path.endswith(".wasm") == (kind == "application/wasm"), path
         assert server.get("/").headers["content-type"].startswith("text/html")
         assert server.get("/page/detector.onnx").content == b"a network"
-        assert server.get("/page/config.json").json() == {"detector": True, "secrets": "served"}
+        assert server.get("/page/config.json").json() == {"detector": True, "secrets": "served", "warning": None}
 
 
 def test_the_policy_lets_nothing_out_and_nothing_in() -> None:
@@ -121,7 +121,7 @@ def test_secrets_that_the_server_does_not_hold_are_asked_for(
 ) -> None:
     client = without_secrets(deployment, tmp_path)
     with serving(deployment, tmp_path, client, runtime_files) as server:
-        assert server.get("/page/config.json").json() == {"detector": False, "secrets": "asked"}
+        assert server.get("/page/config.json").json() == {"detector": False, "secrets": "asked", "warning": None}
         # what comes to lie there later is not handed out either
         shutil.copy(deployment / "client" / "secrets.safetensors", client)
         answer = server.get("/page/client/secrets.safetensors", headers={"x-api-key": KEYS[Role.ADMIN]})

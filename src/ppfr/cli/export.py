@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from ppfr.cli.app import PayloadSettings, app, out
 from ppfr.cli.models import load_protected
+
+if TYPE_CHECKING:
+    from ppfr.serving.contract import Contract
 
 
 @app.command()
@@ -42,8 +46,8 @@ def export(
     embeds: an ONNX graph without any secret. Both carry the id of the contract that ties them together.
 
     Other precisions lie beside the server's `embed.onnx`, as `embed.int8.onnx`. Their cost is printed: cosines between
-    their embeddings and those of float32, and the accuracy of pairs on the test people with its interval. To serve one,
-    put it in the place of `embed.onnx`.
+    their embeddings and those of float32, and the accuracy of pairs on the test people with its interval. `ppfr serve
+    --precision int8` runs one.
 
     Example: `ppfr export RUN --out DEPLOYMENT --precision float32,int8 --data DIR`
     """
@@ -71,6 +75,7 @@ def export(
         f"largest value, takes {batch} at a time",
         soft_wrap=True,
     )
+    warn_of(exported.contract)
     if others and data is not None:
         train, test = open_splits(data, size=method.input_size[0])
         write_variants(method, out_dir / "server", others, train)
@@ -82,3 +87,9 @@ def export(
                 f"average, at least {cost.least_cosine:.4f}",
                 soft_wrap=True,
             )
+
+
+def warn_of(contract: Contract) -> None:
+    """Say so where a deployment protects nothing."""
+    if contract.warning is not None:
+        Console(stderr=True).print(f"[bold yellow]warning:[/] {contract.warning}", soft_wrap=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ppfr.cli.app import app, out
+from ppfr.cli.export import warn_of
 from ppfr.cli.gallery import (
     DATABASE,
     GalleryOption,
@@ -38,6 +39,13 @@ def serve(
     ] = None,
     template_key_file: TemplateKeyFileOption = None,
     index: IndexOption = "exact",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Which graph of the server to run: float32, or float16 or int8 where `ppfr export --precision` wrote "
+            "it and told what it costs."
+        ),
+    ] = "float32",
     host: Annotated[str, typer.Option(help="Address to listen at; put a TLS proxy before any but this one.")] = (
         "127.0.0.1"
     ),
@@ -85,6 +93,7 @@ def serve(
         gallery,
         Keyring.load(key_file),
         index=index,
+        precision=precision,
         templates=templates,
         template_keys=template_keys(template_key_file),
     )
@@ -100,6 +109,7 @@ def serve(
         )
     if index == "approximate":
         out.print(f"approximate search finds {service.recall():.2%} of the 10 nearest templates", soft_wrap=True)
+    warn_of(service.contract)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out.print(
         f"contract {service.contract.id}; {len(service)} templates, {service.gallery.templates}; http://{host}:{port}",

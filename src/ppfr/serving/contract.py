@@ -14,6 +14,7 @@ import torch
 from ppfr.errors import CheckpointError, PayloadError
 from ppfr.files import atomic_write
 from ppfr.methods import Method, PayloadSchema, TensorSpec
+from ppfr.methods.base import method_class
 from ppfr.wire import parse_coding
 
 CONTRACT_FILE = "contract.json"
@@ -54,6 +55,15 @@ class Contract:
             embedding_size=method.embedding_size,
             coding=coding,
         )
+
+    @property
+    def warning(self) -> str | None:
+        """What people must know whose faces are sent where the method protects nothing of it; None where it does."""
+        # a method that protects templates alone sends what its base sends
+        sender = self.config["options"].get("base", self.config["method"])
+        if method_class(sender).info.protects:
+            return None
+        return f"{sender} protects nothing: what clients send is the picture of the face itself"
 
     def save(self, folder: Path) -> None:
         """Write `contract.json`."""

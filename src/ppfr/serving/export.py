@@ -24,11 +24,14 @@ from ppfr.serving.graph import SavedGraph, save_protect_graph
 from ppfr.serving.onnx import TOLERANCE, write_onnx
 
 CLIENT, SERVER = "client", "server"
+PRECISIONS = ("float32", "float16", "int8")
 CLIENT_FILE, EMBED_FILE = "client.safetensors", "embed.onnx"
 
 
 def variant_file(precision: str) -> str:
-    """The name of the server's graph in a precision, in `server/`."""
+    """The name of the server's graph in a precision, in `server/`; raises CheckpointError for another."""
+    if precision not in PRECISIONS:
+        raise CheckpointError(f"precision {precision!r}; expected {', '.join(PRECISIONS)}")
     return EMBED_FILE if precision == "float32" else f"embed.{precision}.onnx"
 
 

@@ -28,9 +28,8 @@ from ppfr.evaluation.verification import unit_rows, verification
 from ppfr.files import atomic_path
 from ppfr.methods import Method
 from ppfr.progress import track
-from ppfr.serving.export import Embedder, variant_file
+from ppfr.serving.export import PRECISIONS, Embedder, variant_file
 
-PRECISIONS = ("float32", "float16", "int8")
 CALIBRATION_FACES = 128
 
 

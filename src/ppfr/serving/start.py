@@ -23,15 +23,17 @@ def open_service(
     *,
     index: str = "exact",
     threads: int = 0,
+    precision: str = "float32",
     templates: Kind | str | None = None,
     template_keys: Keyring | None = None,
 ) -> Service:
     """Load the network, open the gallery and fill the index; raises CheckpointError and GalleryError.
 
-    `index` is one of those that `open_index` knows; `templates` and `template_keys` are as for `Gallery`.
+    `index` is one of those that `open_index` knows, `precision` one that `ppfr export` wrote; `templates` and
+    `template_keys` are as for `Gallery`.
     """
     folder = deployment / SERVER if (deployment / SERVER).is_dir() else deployment
-    embedder = Embedder(folder, threads=threads)
+    embedder = Embedder(folder, threads=threads, precision=precision)
     contract = embedder.contract
     size = contract.embedding_size
     opened = Gallery(gallery, keyring, contract.id, size, templates=templates, template_keys=template_keys)

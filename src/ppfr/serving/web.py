@@ -48,13 +48,14 @@ class Page:
     """The folders that the page is served from; `detector` is YuNet as ONNX, without which it takes aligned crops.
 
     `secrets` says where the browser gets the client's secrets: `none` where there are none, `served` from the client's
-    folder to whoever has an API key, or `asked` of the user, who has them in a file.
+    folder to whoever has an API key, or `asked` of the user, who has them in a file. `warning` is the contract's.
     """
 
     client: Path
     runtime: Path
     detector: Path | None
     secrets: str
+    warning: str | None = None
 
 
 def open_page(client: Path, contract: str, detector: Path | None = None, runtime: Path | None = None) -> Page:
@@ -79,7 +80,7 @@ def open_page(client: Path, contract: str, detector: Path | None = None, runtime
         raise DataError(f"{runtime} lacks onnxruntime-web, on which the page runs: fetch it with `ppfr web-assets`")
     needed = json.loads((folder / DESCRIPTION_FILE).read_text())["secrets"]
     secrets = "none" if not needed else "served" if (folder / SECRETS_FILE).is_file() else "asked"
-    return Page(folder, runtime, detector, secrets)
+    return Page(folder, runtime, detector, secrets, found.warning)
 
 
 def add_page(app: FastAPI, page: Page, with_key: Any) -> None:
@@ -96,7 +97,8 @@ def add_page(app: FastAPI, page: Page, with_key: Any) -> None:
 
     @router.get("/page/config.json")
     def config() -> Response:
-        return JSONResponse({"detector": page.detector is not None, "secrets": page.secrets}, headers=HEADERS)
+        told = {"detector": page.detector is not None, "secrets": page.secrets, "warning": page.warning}
+        return JSONResponse(told, headers=HEADERS)
 
     app.include_router(router)
     app.mount("/page/runtime", _Files(page.runtime))

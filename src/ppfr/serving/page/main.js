@@ -219,7 +219,9 @@ function closeCamera() {
   element("viewfinder").hidden = true;
 }
 
-const { detector: detects, secrets } = await settings;
+const { detector: detects, secrets, warning } = await settings;
+element("warning").hidden = !warning;
+if (warning) element("warning").textContent = `Warning: ${warning}.`;
 element("secrets-row").hidden = secrets !== "asked";
 if (!detects) {
   element("aligned").checked = element("aligned").disabled = true;
