@@ -19,6 +19,7 @@ from ppfr.errors import MethodError, ShapeError
 from ppfr.methods.graph import NoGraph, ProtectGraph
 from ppfr.methods.payload import Payload, PayloadSchema
 from ppfr.networks import Backbone, build_backbone, default_input_size
+from ppfr.transforms.fresh import fresh_generator
 
 
 class MethodOptions(BaseModel):
@@ -263,13 +264,12 @@ class Method(nn.Module, ABC):
     def protect(self, images: Tensor, generator: torch.Generator | None = None) -> Payload:
         """Turn images (B,3,H,W) in [-1,1] into what may leave the device.
 
-        Random draws come from `generator`; without one a fresh generator is seeded by the operating system, as a
-        deployed client would. Raises ShapeError for images of another size, type or range.
+        Random draws come from `generator`; without one, as in a deployed client, from a `fresh_generator`, whose state
+        nobody can search for. Raises ShapeError for images of another size, type or range.
         """
         check_images(images, self.input_size)
         if generator is None:
-            generator = torch.Generator(images.device)
-            generator.seed()
+            generator = fresh_generator(images.device)
         return Payload(self.schema, self._protect(images, generator))
 
     def embed(self, payload: Payload) -> Tensor:
