@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(rest[: self.server.breaks_after])
 
     def log_message(self, *args: object) -> None:
-        pass
+        """Keep the tests' output clean."""
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ def test_terms_add_up(network: nn.Module) -> None:
 
 
 class Stopped(Exception):
-    pass
+    """What ends a search in the middle."""
 
 
 @pytest.mark.parametrize("calls", [1, 7, 40])

@@ -254,7 +254,7 @@ def test_what_waits_goes_through_the_network_together() -> None:
     for thread in threads[1:]:
         thread.start()
     while batcher._queue.qsize() < 5:
-        pass
+        time.sleep(0.001)
     release.set()
     for thread in threads:
         thread.join(10)

@@ -234,7 +234,7 @@ def offering(content: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
-            pass
+            """Keep the tests' output clean."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever)

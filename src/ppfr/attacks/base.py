@@ -40,7 +40,7 @@ class AttackOptions(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Result(ABC):
     """What all results tell: how they came about. The door fills in all but `notes`.
 
     `recogniser` is the SHA-256 of the attacker's own recogniser, empty without one: it may not judge the result.
@@ -55,12 +55,13 @@ class Result:
     budget: str = ""
     seconds: float = 0.0
 
+    @abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """Rows that were attacked."""
 
+    @abstractmethod
     def checked(self, rows: int, attacker: Attacker) -> Self:
         """This result, free of gradients, or AttackError for one that is not whole; `rows` images were attacked."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,11 @@ from ppfr.methods.base import (
     MethodOptions,
     Stage,
     TrainingStep,
-    TrunkInput,
     payload_option,
     register,
 )
 from ppfr.methods.graph import NoGraph
-from ppfr.methods.parts import ChannelServer
+from ppfr.methods.parts import ChannelServer, clear_stage
 from ppfr.methods.patterns import EmbeddingMatch, Judged, LossTerm, Patterns, UpdateRule, find_patterns
 from ppfr.methods.payload import Payload, PayloadSchema, TensorSpec
 from ppfr.networks import Backbone
@@ -230,23 +229,13 @@ class AVIH(Method):
         """The recogniser on clear images, which stays frozen; then the key network."""
         trunk = self.server.backbone
 
-        def recogniser_forward(images: Tensor, labels: Tensor, generator: torch.Generator) -> TrainingStep:
-            return TrainingStep(trunk(images))
-
         def key_forward(images: Tensor, labels: Tensor, generator: torch.Generator) -> TrainingStep:
             faces = (images.float() + 1) / 2
             found = self._require_key()(under_noise(faces, generator))
             return TrainingStep(trunk(found * 2 - 1), {"recovery": (found - faces).abs().mean() * 10})
 
         return [
-            Stage(
-                name="recogniser",
-                module=trunk,
-                forward=recogniser_forward,
-                embedding_size=trunk.embedding_size,
-                trunk=trunk,
-                trunk_input=lambda images, generator: TrunkInput(images),
-            ),
+            clear_stage(trunk),
             Stage(
                 name="key",
                 module=self._require_key(),

@@ -16,11 +16,10 @@ from ppfr.methods.base import (
     MethodOptions,
     Stage,
     TrainingStep,
-    TrunkInput,
     register,
 )
 from ppfr.methods.graph import Draw, ProtectGraph
-from ppfr.methods.parts import ChannelServer
+from ppfr.methods.parts import ChannelServer, clear_stage
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 
 # the noise begins so small that the frozen recogniser still recognises: (1 + tanh(-2)) / 2 is 0.018
@@ -179,9 +178,6 @@ class Cloak(Method):
         """The recogniser on clear images; then, with it frozen, the noise; then the constants."""
         client, trunk = self.client, self.server.backbone
 
-        def recogniser_forward(images: Tensor, labels: Tensor, generator: torch.Generator) -> TrainingStep:
-            return TrainingStep(trunk(images))
-
         def noise_forward(images: Tensor, labels: Tensor, generator: torch.Generator) -> TrainingStep:
             size = -client.noise.scales().mean().log()
             return TrainingStep(trunk(client(images, generator)), {"noise": self.options.trade_off * size})
@@ -190,14 +186,7 @@ class Cloak(Method):
             return TrainingStep(trunk(client(images, generator)))
 
         return [
-            Stage(
-                name="recogniser",
-                module=trunk,
-                forward=recogniser_forward,
-                embedding_size=trunk.embedding_size,
-                trunk=trunk,
-                trunk_input=lambda images, generator: TrunkInput(images),
-            ),
+            clear_stage(trunk),
             Stage(
                 name="noise",
                 module=client.noise,

@@ -79,6 +79,18 @@ class LevelsServer(ChannelServer):
         return from_levels(tensors[self.tensor])
 
 
+def clear_stage(trunk: Backbone) -> Stage:
+    """The stage `recogniser`: an unprotected recogniser learns on clear images, for a client to be trained against."""
+    return Stage(
+        name="recogniser",
+        module=trunk,
+        forward=lambda images, labels, generator: TrainingStep(trunk(images)),
+        embedding_size=trunk.embedding_size,
+        trunk=trunk,
+        trunk_input=lambda images, generator: TrunkInput(images),
+    )
+
+
 def server_stage(
     server: ChannelServer,
     client: Client,

@@ -27,6 +27,7 @@ from ppfr.methods.base import (
     secret_option,
 )
 from ppfr.methods.graph import NoGraph
+from ppfr.methods.parts import clear_stage
 from ppfr.methods.payload import PayloadSchema, TensorSpec
 from ppfr.networks import Backbone, build_backbone
 from ppfr.networks.mobilefacenet import CLIENT_BLOCKS, MobileFaceNet
@@ -273,9 +274,6 @@ class ProFaceC(Method):
         client, server = self.client, self.server
         trunk = server.backbone
 
-        def recogniser_forward(images: Tensor, labels: Tensor, generator: torch.Generator) -> TrainingStep:
-            return TrainingStep(trunk(images))
-
         def client_forward(images: Tensor, labels: Tensor, generator: torch.Generator) -> TrainingStep:
             blurred, maps = self._compute(images, generator, TRAINING)
             blurred = from_levels(to_levels(blurred))
@@ -289,14 +287,7 @@ class ProFaceC(Method):
             return TrunkInput(images - obfuscate(images, self.options.obfuscation, generator, TRAINING))
 
         return [
-            Stage(
-                name="recogniser",
-                module=trunk,
-                forward=recogniser_forward,
-                embedding_size=trunk.embedding_size,
-                trunk=trunk,
-                trunk_input=lambda images, generator: TrunkInput(images),
-            ),
+            clear_stage(trunk),
             Stage(
                 name="client",
                 module=nn.ModuleDict({"client": client, "gains": server.gains}),
