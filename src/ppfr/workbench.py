@@ -9,17 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import FACE_SIZE
 from ppfr.data.sources import open_splits
 from ppfr.errors import MethodError
-from ppfr.files import atomic_path, sha256_file
+from ppfr.files import sha256_file
 from ppfr.methods import Method, create
 from ppfr.methods.files import load_method
 from ppfr.networks import Preprocessing, Recogniser
+from ppfr.tensorfiles import write_tensors
 from ppfr.training.distillation import teacher_targets
 from ppfr.training.loop import run_record, train
 from ppfr.training.recipe import Recipe, deep_merge, load_recipe
@@ -104,8 +105,7 @@ class Workbench:
         path = self.cache / f"targets-{key[:16]}.safetensors"
         if not path.exists():
             targets = teacher_targets(teacher, faces)
-            with atomic_path(path) as temporary:
-                save_file({"targets": targets}, temporary)
+            write_tensors(path, {"targets": targets})
         return load_file(path)["targets"]
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ppfr.errors import CheckpointError, MethodError
-from ppfr.files import atomic_path
 from ppfr.methods.base import BackboneSpec, Method, create
+from ppfr.tensorfiles import write_tensors
 
 MODEL_FILE = "model.safetensors"
 SECRETS_FILE = "secrets.safetensors"
@@ -26,16 +26,14 @@ def save_method(method: Method, folder: Path | str, *, trained: Sequence[str] | 
     """
     folder = Path(folder)
     missing = [] if trained is None else [stage.name for stage in method.stages() if stage.name not in trained]
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in method.own_tensors().items()}
     header = {"ppfr-model": _FORMAT, "config": json.dumps(method.config())}
     if missing:
         header["untrained"] = json.dumps(missing)
-    with atomic_path(folder / MODEL_FILE) as path:
-        save_file(weights, path, metadata=header)
-    secrets = {name: tensor.cpu().contiguous() for name, tensor in method.secrets().items()}
+    write_tensors(folder / MODEL_FILE, method.own_tensors(), header)
+    secrets = method.secrets()
     if secrets:
-        with atomic_path(folder / SECRETS_FILE, mode=0o600) as path:
-            save_file(secrets, path, metadata={"ppfr-secrets": _FORMAT, "method": method.info.name})
+        about = {"ppfr-secrets": _FORMAT, "method": method.info.name}
+        write_tensors(folder / SECRETS_FILE, secrets, about, mode=0o600)
 
 
 def load_method(run_or_file: Path | str, *, expect: str | None = None, partial: bool = False) -> Method:

@@ -17,12 +17,12 @@ from typing import NamedTuple, Protocol, Self
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ppfr.errors import CheckpointError, MethodError, ShapeError
-from ppfr.files import atomic_path
 from ppfr.progress import progress_callback
+from ppfr.tensorfiles import write_tensors
 
 CPU_BATCH = 8
 GPU_BATCH = 256
@@ -110,9 +110,8 @@ class Patterns:
 
     def save(self, path: Path, key: str) -> None:
         """Write all books, atomically; `key` says what they belong to."""
-        tensors = {field.name: getattr(self, field.name).cpu() for field in fields(self)}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"ppfr-patterns": _FORMAT, "key": key})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        write_tensors(path, tensors, {"ppfr-patterns": _FORMAT, "key": key})
 
     @classmethod
     def load(cls, path: Path, key: str, device: torch.device) -> Self:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ppfr.errors import PayloadError
-from ppfr.files import atomic_write
+from ppfr.tensorfiles import write_tensors
 from ppfr.wire import Limits, Part, read_message, write_message
 
 _FORMAT = "1"
@@ -173,8 +172,7 @@ class Payload:
 
     def save(self, path: Path | str) -> None:
         """Write the payload as a plain safetensors file, atomically."""
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        atomic_write(path, save_tensors(plain, metadata={"ppfr-payload-file": _FORMAT, **self._header()}))
+        write_tensors(path, self.tensors, {"ppfr-payload-file": _FORMAT, **self._header()})
 
     @classmethod
     def load(cls, path: Path | str, schema: PayloadSchema) -> Payload:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ppfr.errors import CheckpointError, MethodError
@@ -22,6 +22,7 @@ from ppfr.networks.gated import GatedConv2d
 from ppfr.serving.contract import Contract
 from ppfr.serving.graph import SavedGraph, save_protect_graph
 from ppfr.serving.onnx import TOLERANCE, write_onnx
+from ppfr.tensorfiles import write_tensors
 
 CLIENT, SERVER = "client", "server"
 PRECISIONS = ("float32", "float16", "int8")
@@ -169,13 +170,10 @@ def _bare_client(folder: Path, contract: Contract) -> Method:
 
 
 def _save_client(method: Method, folder: Path) -> None:
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in method.client.state_dict().items()}
-    with atomic_path(folder / CLIENT_FILE) as path:
-        save_file(weights, path)
-    secrets = {name: tensor.cpu().contiguous() for name, tensor in method.secrets().items()}
+    write_tensors(folder / CLIENT_FILE, method.client.state_dict())
+    secrets = method.secrets()
     if secrets:
-        with atomic_path(folder / SECRETS_FILE, mode=0o600) as path:
-            save_file(secrets, path)
+        write_tensors(folder / SECRETS_FILE, secrets, mode=0o600)
 
 
 def _save_server(method: Method, payload: Payload, path: Path, batch: int | None) -> None:

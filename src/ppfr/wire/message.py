@@ -10,10 +10,10 @@ from typing import Any
 import zstandard
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ppfr.errors import PayloadError
+from ppfr.tensorfiles import tensor_bytes
 from ppfr.wire.codings import Part, parse_coding
 
 VERSION = "2"
@@ -37,9 +37,9 @@ def write_message(tensors: Mapping[str, Tensor], codings: Mapping[str, str], hea
     parts: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for suffix, part in parse_coding(codings[name]).encode(tensor.detach().cpu()).items():
-            parts[_part_name(name, suffix)] = part.contiguous()
+            parts[_part_name(name, suffix)] = part
     kinds = {name: codings[name].partition(":")[0] for name in tensors}
-    plain = save_tensors(parts, metadata={"ppfr-payload": VERSION, "codings": json.dumps(kinds), **header})
+    plain = tensor_bytes(parts, {"ppfr-payload": VERSION, "codings": json.dumps(kinds), **header})
     level = 19 if len(plain) <= _SMALL else 6
     return zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True).compress(plain)
 
