@@ -15,6 +15,7 @@ import ppfr
 from ppfr.attacks.weakened import IMAGE_IN_PAYLOAD, ClearTemplates, WeakenedPayload, weakened, write_image
 from ppfr.errors import MethodError
 from ppfr.methods import Hypothesis, Method, TensorSpec
+from ppfr.transforms import block_dct
 
 
 @given(
@@ -64,6 +65,14 @@ def test_partialface_weakens_itself_to_one_known_kind() -> None:
     images = torch.rand(2, 3, 112, 112) * 2 - 1
     assert weak is not None
     assert torch.equal(weak.apply(images)["channels"], target.hypotheses()[0].apply(images)["channels"])
+
+
+def test_duetface_weakens_itself_to_low_frequencies_without_maps() -> None:
+    target = ppfr.create("duetface", "mobilefacenet", width=0.125, embedding_size=16)
+    images = torch.rand(2, 3, 112, 112) * 2 - 1
+    sent = WeakenedPayload(target).protect(images)
+    assert torch.equal(sent["channels"][:, [0, 54, 108]], block_dct(images, (0,)).float().flatten(1, 2))
+    assert not any(sent[name].any() for name in ("map0", "map1", "map2", "map3"))
 
 
 def test_templates_are_those_of_a_public_recogniser(toy: Callable[..., Method], images: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppfr.errors import MethodError
 from ppfr.methods.base import (
     BackboneSpec,
+    Hypothesis,
     Method,
     MethodInfo,
     MethodOptions,
@@ -266,6 +267,19 @@ class DuetFace(Method):
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         maps = self.client(images.float())
         return {"channels": high_channels(images), **dict(zip(MAPS, maps, strict=True))}
+
+    def weakened(self) -> Hypothesis:
+        """The low frequencies travel, too, in place of the highest; no maps."""
+        frequencies = (*CLIENT_FREQUENCIES, *SERVER_FREQUENCIES[: -len(CLIENT_FREQUENCIES)])
+
+        def apply(images: Tensor) -> dict[str, Tensor]:
+            maps = {
+                name: images.new_zeros(len(images), 1, *size)
+                for name, size in zip(MAPS, self.client.sizes, strict=True)
+            }
+            return {"channels": block_dct(images, frequencies).float().flatten(1, 2), **maps}
+
+        return Hypothesis("low frequencies sent, too", apply)
 
     def protect_graph(self) -> ProtectGraph | NoGraph:
         if self.client.landmarker is not None:
