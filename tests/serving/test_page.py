@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +24,11 @@ from ppfr.data.align import align
 from ppfr.data.images import Images, decode_image, fit_crop, to_tensor
 from ppfr.data.synthetic import SyntheticFaces
 from ppfr.data.yunet import YuNet
-from ppfr.methods import BackboneSpec, Payload, create
+from ppfr.methods import BackboneSpec, Payload, PayloadSchema, TensorSpec, create
 from ppfr.serving.contract import Contract
 from ppfr.serving.export import Protector, export_method
 from ppfr.serving.graph import GraphProtector, SavedGraph, save_protect_graph
+from ppfr.wire import CODINGS
 from serving.chromium import CHROMIUM, Chromium, Tab
 from serving.conftest import SPEC
 from serving.leaks import images_in
@@ -204,6 +207,91 @@ def test_payloads_are_those_of_python(tab: Tab, tmp_path: Path, name: str) -> No
         np.testing.assert_allclose(found.tensors[key].numpy(), tensor.numpy(), atol=1e-3 * largest, rtol=0)
 
 
+SCHEMA = PayloadSchema(
+    "made up",
+    {
+        "channels": TensorSpec((6, 16, 16), "planes in the eyes of a coder", block_dct=True),
+        "odd": TensorSpec((3, 5), "lines of an odd number of bytes"),
+        "vector": TensorSpec((700,), "single numbers"),
+        "whole": TensorSpec((2, 3), "whole numbers", torch.int64),
+    },
+)
+
+
+def made_up() -> Payload:
+    """Values of all sizes and signs, ties between halves, a channel that is flat, and whole numbers."""
+    draw = np.random.default_rng(4)
+    channels = draw.normal(size=(1, 6, 16, 16)).astype(np.float32)
+    channels[:, 1] = 0.25
+    channels[:, 2] *= 1e4
+    channels[:, 3] *= 1e-7
+    exponents = np.arange(-45, 16, dtype=np.float64)
+    sizes = np.concatenate([[0.0], *(2.0**exponents * part for part in (1, 1.5, 1 + 2**-11, 1 + 3 * 2**-11))])
+    vector = np.resize(np.concatenate([sizes, -sizes, draw.normal(size=200) * 2.0**-15, [65519.0]]), 700)
+    tensors = {
+        "channels": channels,
+        "odd": draw.uniform(-3, 5, size=(1, 3, 5)).astype(np.float32),
+        "vector": vector.astype(np.float32)[None],
+        "whole": draw.integers(-(2**40), 2**40, size=(1, 2, 3)),
+    }
+    return Payload(SCHEMA, {name: torch.from_numpy(values) for name, values in tensors.items()})
+
+
+def coded(tab: Tab, payload: Payload, coding: str) -> bytes:
+    """The page's message of a payload, where the contract names this coding."""
+    message = calling(
+        tab,
+        """
+        const { codingFor } = await import("/page/codings.js");
+        const { message } = await import("/page/wire.js");
+        for (const one of Object.values(tensors)) {
+          one.data = new (one.whole ? BigInt64Array : Float32Array)(bytes(one.data).buffer);
+        }
+        return text(message(contract, tensors, codingFor(contract.coding)));
+        """,
+        contract={"id": "c", "schema": {"method": SCHEMA.method}, "coding": coding},
+        tensors={
+            name: {
+                "shape": list(tensor.shape),
+                "whole": not tensor.is_floating_point(),
+                "data": base64.b64encode(tensor.numpy().tobytes()).decode(),
+            }
+            for name, tensor in payload.tensors.items()
+        },
+    )
+    return base64.b64decode(message)
+
+
+@pytest.mark.parametrize(("coding", "written"), [(one, one) for one in CODINGS[:3]] + [("planes:0.02", "float16")])
+def test_messages_are_coded_as_in_python(tab: Tab, coding: str, written: str) -> None:
+    payload = made_up()
+    found = Payload.from_bytes(coded(tab, payload, coding), SCHEMA, contract="c")
+    expected = Payload.from_bytes(payload.to_bytes(written, contract="c"), SCHEMA, contract="c")
+    assert torch.equal(found["whole"], payload["whole"])
+    for name in ("channels", "odd", "vector"):
+        if written != "int8":
+            assert torch.equal(found[name], expected[name]), name
+            continue
+        values = payload[name].flatten(2) if payload[name].ndim > 2 else payload[name][..., None]
+        step = ((values.amax(2) - values.amin(2)) / 255)[..., None]
+        for other, steps in ((expected, 1), (payload, 0.5)):
+            apart = (found[name] - other[name]).reshape(values.shape).abs()
+            # what is said in single precision is rounded as well
+            assert bool((apart <= steps * step + 1e-6 * values.abs().amax(2, keepdim=True)).all()), name
+
+
+def test_values_that_a_coding_cannot_hold_are_refused(tab: Tab) -> None:
+    payload = made_up()
+    payload["vector"][0, 0] = 65520
+    with pytest.raises(RuntimeError, match="values beyond 65504 cannot be coded as float16"):
+        coded(tab, payload, "float16")
+    payload["channels"][0, 0, 0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="not finite cannot be coded as int8"):
+        coded(tab, payload, "int8")
+    with pytest.raises(RuntimeError, match="this page knows no coding"):
+        coded(tab, payload, "int4")
+
+
 def test_draws_are_what_they_say(tab: Tab) -> None:
     found = calling(
         tab,
@@ -330,6 +418,7 @@ def test_enrol_recognise_and_verify(tab: Tab, site: Site, deployment: Path, tmp_
     np.testing.assert_array_equal(shown(tab, "picture"), face(0))
     assert np.abs(shown(tab, "crop").astype(int) - fit_crop(face(0), 32)).max() <= 1
     assert shown(tab, "payload").std() > 20 and "27 planes of numbers" in text(tab, "payload-note")
+    told = text(tab, "payload-note")
     fill(tab, "subject", "Ada Lovelace")
     assert click(tab, "enrol") == "Ada Lovelace is enrolled."
     assert "Ada Lovelace: cosine 0." in click(tab, "recognise")
@@ -344,6 +433,7 @@ def test_enrol_recognise_and_verify(tab: Tab, site: Site, deployment: Path, tmp_
     assert complaints(tab) == []
     bodies = [one.body for one in site.requests if one.body]
     assert len(bodies) == 5 and len(set(bodies)) == 5
+    assert f"{len(bodies[0]):,} bytes as float16 (not planes:0.02, which this page cannot compute)" in told
 
     client = Protector(deployment / "client")
     payloads = [
@@ -357,6 +447,28 @@ def test_enrol_recognise_and_verify(tab: Tab, site: Site, deployment: Path, tmp_
         apart = [np.abs(payload - one).max() for one in possible]
         # one of 255 levels in the crop may fall to either side
         assert min(apart) < 0.02 * np.abs(payload).max()
+
+
+def test_messages_are_coded_as_the_contract_says(
+    browser: Chromium, deployment: Path, runtime: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "deployment"
+    shutil.copytree(deployment, copy)
+    for half in ("client", "server"):
+        # the coding is no part of the contract's id
+        dataclasses.replace(Contract.load(copy / half), coding="int8").save(copy / half)
+    with serving(copy, tmp_path / "gallery.db", copy, runtime) as site:
+        tab = opened(browser, site)
+        fill(tab, "key", site.key)
+        choose(tab, saved(face(0), tmp_path / "photo.png"))
+        told = text(tab, "payload-note")
+        fill(tab, "subject", "Ada Lovelace")
+        assert click(tab, "enrol") == "Ada Lovelace is enrolled."
+        assert "Ada Lovelace: cosine 0." in click(tab, "recognise")
+        body = next(one.body for one in site.requests if one.body)
+    assert told.endswith(f"; {len(body):,} bytes as int8")
+    # a byte a value, two numbers a channel and a header
+    assert 27 * 32 * 32 < len(body) < 27 * 32 * 32 + 27 * 8 + 1000
 
 
 def test_a_photo_is_aligned_and_stays(

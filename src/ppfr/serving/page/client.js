@@ -1,5 +1,6 @@
 // The client of a deployment: a crop of a face in, a message out. Nothing of this module speaks to the server of faces.
 
+import { codingFor } from "./codings.js";
 import { sample } from "./draws.js";
 import { Tensor, openNetwork } from "./runtime.js";
 import { message, readSafetensors } from "./wire.js";
@@ -14,6 +15,7 @@ export class Client {
     const missing = Object.keys(graph.secrets).filter((name) => !Object.hasOwn(secrets, name));
     if (missing.length) throw new Error(`the secrets file lacks ${missing.join(", ")}; it is of another deployment`);
     this.contract = contract;
+    this.coding = codingFor(contract.coding);
     this.#graph = graph;
     this.#network = network;
     this.#secrets = secrets;
@@ -39,7 +41,7 @@ export class Client {
     for (const [name, output] of Object.entries(this.#graph.outputs)) {
       tensors[name] = { shape: [...found[output].dims], data: found[output].data };
     }
-    return { tensors, message: message(this.contract, tensors) };
+    return { tensors, message: message(this.contract, tensors, this.coding) };
   }
 }
 

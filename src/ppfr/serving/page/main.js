@@ -75,11 +75,16 @@ async function protect() {
   showPicture(element("crop"), fitted);
   const { tensors, message } = await opened.protect(fitted);
   const note = showPayload(element("payload"), tensors);
-  element("payload-note").textContent = `${note}; ${message.length.toLocaleString("en")} bytes`;
+  element("payload-note").textContent = `${note}; ${message.length.toLocaleString("en")} bytes as ${codingOf(opened)}`;
   showBytes(element("bytes"), message);
   ready = { message, name: requestName() };
   setAsking(true);
   say("Ready: the next question sends what stands under “Is sent”. Nothing has been sent for it yet.");
+}
+
+/** How messages are coded, and what the contract names where that is another coding. */
+function codingOf({ coding, contract }) {
+  return coding === contract.coding ? coding : `${coding} (not ${contract.coding}, which this page cannot compute)`;
 }
 
 function forget() {

@@ -1,4 +1,6 @@
-// Messages as the server reads them: tensors as planes of bytes, in safetensors, in a zstd frame of raw blocks.
+// Messages as the server reads them: coded tensors, in safetensors, in a zstd frame of raw blocks.
+
+import { encode } from "./codings.js";
 
 const VERSION = "2";
 const MAGIC = [0x28, 0xb5, 0x2f, 0xfd];
@@ -15,10 +17,17 @@ const ARRAYS = {
 };
 const DTYPES = { F32: "float32", F64: "float64", I32: "int32", I64: "int64", I8: "int8", U8: "uint8" };
 
-/** What is sent for one image: `tensors` is a map of name to { shape: [1, ...], data }; every bit is kept. */
-export function message(contract, tensors) {
-  const parts = Object.entries(tensors).map(([name, tensor]) => [name, bytePlanes(tensor)]);
-  const codings = Object.fromEntries(parts.map(([name]) => [name, "float32"]));
+/** What is sent for one image: `tensors` is a map of name to { shape: [1, ...], data }, `coding` one of this page's. */
+export function message(contract, tensors, coding) {
+  const codings = {};
+  const parts = [];
+  for (const [name, tensor] of Object.entries(tensors)) {
+    const coded = encode(tensor, coding);
+    codings[name] = coded.coding;
+    for (const [suffix, part] of Object.entries(coded.parts)) parts.push([suffix ? `${name}.${suffix}` : name, part]);
+  }
+  // numbers of four bytes first, so that they lie at multiples of four
+  parts.sort(([, one], [, other]) => (one.dtype === "U8") - (other.dtype === "U8"));
   const header = {
     "ppfr-payload": VERSION,
     codings: JSON.stringify(codings),
@@ -28,22 +37,11 @@ export function message(contract, tensors) {
   return rawFrame(writeSafetensors(parts, header));
 }
 
-/** The first bytes of all values, then their second bytes ...: (1, bytes of a value, ...). */
-function bytePlanes({ shape, data }) {
-  const size = data.BYTES_PER_ELEMENT;
-  const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-  const planes = new Uint8Array(bytes.length);
-  for (let plane = 0, to = 0; plane < size; plane++) {
-    for (let from = plane; from < bytes.length; from += size) planes[to++] = bytes[from];
-  }
-  return { shape: [1, size, ...shape.slice(1)], data: planes };
-}
-
 function writeSafetensors(parts, metadata) {
   const header = { __metadata__: metadata };
   let end = 0;
-  for (const [name, { shape, data }] of parts) {
-    header[name] = { dtype: "U8", shape, data_offsets: [end, (end += data.length)] };
+  for (const [name, { dtype, shape, data }] of parts) {
+    header[name] = { dtype, shape, data_offsets: [end, (end += data.length)] };
   }
   const text = new TextEncoder().encode(JSON.stringify(header));
   // the tensors begin at a multiple of eight
