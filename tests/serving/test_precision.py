@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
 import ppfr
 from ppfr.cli import main
@@ -63,6 +66,26 @@ def test_names_of_precisions() -> None:
     assert parse_precisions("int8, float16") == ["float16", "int8"]
     with pytest.raises(MethodError, match=r"precision bf16 is not known; .* int8; ONNX Runtime has no bfloat16"):
         parse_precisions("float32,bf16")
+
+
+def test_why_there_is_no_bfloat16() -> None:
+    """When this fails, ONNX Runtime has learned it, and a graph in bfloat16 can be offered."""
+    nodes = [
+        onnx.helper.make_node("Cast", [name], [f"{name}16"], to=onnx.TensorProto.BFLOAT16)
+        for name in ("image", "weight")
+    ]
+    nodes.append(onnx.helper.make_node("Conv", ["image16", "weight16"], ["result16"]))
+    nodes.append(onnx.helper.make_node("Cast", ["result16"], ["result"], to=onnx.TensorProto.FLOAT))
+    image, weight, result = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("image", (1, 2, 5, 5)), ("weight", (2, 2, 3, 3)), ("result", (1, 2, 3, 3)))
+    )
+    graph = onnx.helper.make_graph(nodes, "convolution", [image, weight], [result])
+    # the first version of the operator that knows bfloat16
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    with pytest.raises(NoKernel, match=r"Could not find an implementation for Conv\(22\)"):
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *arguments: object, command: str = "export") -> object:
