@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +20,15 @@ from ppfr.cli import main
 from ppfr.errors import GalleryError
 from ppfr.serving.gallery import Gallery
 from ppfr.serving.keyring import Keyring
+from ppfr.serving.rotation import KeyedRotation
 from ppfr.serving.service import Service
 from ppfr.serving.start import open_service
 from ppfr.serving.templates import ENVIRONMENT, Kind, Templates
 from ppfr.transforms.template import TemplateKey, protect_template
 
 SIZE = 16
+# cosine above which two vectors are one; 16 numbers of strangers do not come near it
+SAME = 0.99
 
 
 def faces(people: int, photos: int, size: int, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
@@ -398,3 +402,86 @@ def test_a_template_key_may_come_from_the_environment(
     assert json.loads(run(monkeypatch, capsys, "reissue", *common)[1])["templates"] == 1
     monkeypatch.setenv(ENVIRONMENT, new)
     assert run(monkeypatch, capsys, "check", *common)[0] == 0
+
+
+# --- Milvus ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def milvus(tmp_path: Path) -> str:
+    pytest.importorskip("milvus_lite")
+    return f"milvus:{tmp_path / 'milvus.db'}"
+
+
+def in_milvus(service: Service) -> tuple[str, dict[str, torch.Tensor]]:
+    """The collection of a server, and the vectors in it by face."""
+    index: Any = service._keeper.index
+    rows = index._client.query(index._name, filter="", output_fields=["id", "vector"], limit=100)
+    return index._name, {row["id"]: torch.tensor(row["vector"]) for row in rows}
+
+
+def cosines(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> list[float]:
+    assert left.keys() == right.keys()
+    return [float(F.cosine_similarity(left[face], right[face], dim=0)) for face in left]
+
+
+def test_milvus_holds_neither_embeddings_nor_stored_templates_and_follows_a_reissue(
+    kind: str,
+    milvus: str,
+    send: Callable[..., bytes],
+    deployment: Path,
+    tmp_path: Path,
+    keyring: Keyring,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    keyring.save(tmp_path / "gallery.key")
+    Keyring.create().save(tmp_path / "templates.key")
+    url = f"sqlite:///{tmp_path}/gallery.db"
+
+    def start() -> Service:
+        keys = Keyring.load(tmp_path / "templates.key")
+        return open_service(deployment, url, keyring, index=milvus, threads=1, templates=kind, template_keys=keys)
+
+    def recognises(service: Service, names: Iterable[str]) -> None:
+        for name in names:
+            (best,) = service.recognise(messages[name])
+            assert best.subject == name and best.similarity > 0.999
+
+    messages = {f"person {number}": send(number) for number in range(4)}
+    server = start()
+    ids = {name: server.enrol(message, name).id for name, message in messages.items()}
+    recognises(server, messages)
+    collection, vectors = in_milvus(server)
+    embeddings = {ids[name]: server._embed(message, images=1)[0] for name, message in messages.items()}
+    stored = held(server.gallery)
+    assert max(cosines(vectors, embeddings)) < SAME and max(cosines(vectors, stored)) < SAME
+    rotation = KeyedRotation(keyring.derive("milvus rotation"), len(next(iter(stored.values()))))
+    assert min(cosines(vectors, {face: rotation(row[None])[0] for face, row in stored.items()})) > 0.9999
+
+    server.gallery.delete_subject("person 3")
+    server.refresh()
+    others = [name for name in messages if name != "person 3"]
+    assert {one.subject for one in server.recognise(messages["person 3"], 10)} == set(others)
+    assert in_milvus(server)[1].keys() == {ids[name] for name in others}
+
+    ours = ["--gallery", url, "--key-file", tmp_path / "gallery.key", "--template-key-file", tmp_path / "templates.key"]
+    drop = ["--drop-templates"] if kind == "slerp" else []
+    assert run(monkeypatch, capsys, "reissue", *ours, *drop, "--forget")[0] == 0
+    newcomer = start()
+    if kind == "slerp":
+        assert len(newcomer) == 0 and newcomer.recognise(messages["person 0"]) == []
+        for name in others:
+            newcomer.enrol(messages[name], name)
+        server.refresh()
+    # the one that was running goes on under the key that it began with
+    for service in (newcomer, server):
+        recognises(service, others)
+    renamed, anew = in_milvus(newcomer)
+    owners = newcomer.gallery.owners(list(anew))
+    assert renamed != collection == in_milvus(server)[0]
+    assert sorted(owners.values()) == others
+    old = {face: vectors[ids[name]] for face, name in owners.items()}
+    assert max(cosines(anew, old)) < SAME
+    for service in (newcomer, server):
+        service.close()
+    status, told = run(monkeypatch, capsys, "check", *ours, "--index", milvus)
+    assert status == 0 and json.loads(told)["faces"] == 3
