@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -12,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.core import TyperGroup
+from typer.main import get_command
 
 import ppfr
-from ppfr.cli import main
+from ppfr.cli import COMMANDS, application, main
 
 TINY = "synthetic:people=14,images=4"
 FAST = [
@@ -267,7 +271,33 @@ def test_quickstart_writes_summary_and_report_and_goes_on(
     assert (tmp_path / "runs" / "arcface" / "model.safetensors").exists()
 
 
-def test_help_teaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ([], ["quickstart"], ["train"], ["evaluate"], ["protect"], ["methods"], ["recipes"]):
-        assert ppfr_command(monkeypatch, *command, "--help") == 0
-    assert "Public recogniser" in capsys.readouterr().out
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_terminal_of_80_columns(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    assert ppfr_command(monkeypatch, command, "--help") == 0
+    told = capsys.readouterr().out
+    assert f"Usage: ppfr {command} " in told
+    # where a word is longer than its column, its end is lost
+    assert "…" not in told
+
+
+def test_every_command_is_known_by_name_and_its_paragraphs_are_wrapped_by_the_terminal() -> None:
+    group = get_command(application())
+    assert isinstance(group, TyperGroup)
+    assert set(group.commands) == set(COMMANDS)
+    for command in group.commands.values():
+        assert all("\n" not in part for part in (command.help or "").split("\n\n"))
+
+
+def test_a_command_is_found_without_loading_the_others() -> None:
+    script = (
+        "import sys; from ppfr.cli import application\n"
+        "application('recipes')(['recipes'], standalone_mode=False)\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('ppfr.cli.')))"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "partialface" in told
+    assert told.splitlines()[-1] == "ppfr.cli.app ppfr.cli.lists"

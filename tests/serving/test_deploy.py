@@ -13,7 +13,7 @@ import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from ppfr.cli import app
+from ppfr.cli import application
 from ppfr.serving.indexes import TOKEN
 from ppfr.serving.keyring import ENVIRONMENT
 
@@ -35,7 +35,7 @@ def container() -> list[tuple[str, str]]:
 
 def checked(arguments: list[str]) -> None:
     """Parse a command of ppfr without running it; an unknown command or option ends in an error."""
-    command, name, rest = get_command(app), "ppfr", list(arguments)
+    command, name, rest = get_command(application()), "ppfr", list(arguments)
     while hasattr(command, "commands"):
         name = rest.pop(0)
         assert name in command.commands, name
@@ -57,7 +57,7 @@ def test_the_servers_commands_exist(services: dict[str, Any], tmp_path: Path) ->
     told = {line for text in texts for line in re.findall(r"ppfr (gallery [a-z-]+(?: (?:add|list|revoke))?)", text)}
     assert {"gallery keys add", "gallery rotate", "gallery check"} <= told
     for line in told:
-        assert CliRunner().invoke(app, [*line.split(), "--help"]).exit_code == 0, line
+        assert CliRunner().invoke(application(), [*line.split(), "--help"]).exit_code == 0, line
 
 
 def test_variables_are_those_that_the_program_reads(services: dict[str, Any]) -> None:

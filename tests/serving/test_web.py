@@ -18,7 +18,7 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from ppfr.cli import app
+from ppfr.cli import application
 from ppfr.data.fetch import cached_path
 from ppfr.data.yunet import MODEL_SHA256, MODEL_URL
 from ppfr.errors import CheckpointError, DataError
@@ -206,7 +206,7 @@ def test_serve_says_what_the_page_lacks(deployment: Path, tmp_path: Path, monkey
     monkeypatch.setenv("PPFR_CACHE", str(tmp_path / "cache"))
     Keyring.create().save(tmp_path / "key")
     gallery = ["--gallery", f"sqlite:///{tmp_path}/gallery.db", "--key-file", str(tmp_path / "key")]
-    result = CliRunner().invoke(app, ["serve", str(deployment), *gallery, "--page-client", str(deployment)])
+    result = CliRunner().invoke(application(), ["serve", str(deployment), *gallery, "--page-client", str(deployment)])
     assert result.exit_code != 0
     assert "fetch it with `ppfr web-assets`" in f"{result.output} {result.exception}"
 
@@ -293,6 +293,6 @@ def test_web_assets_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     runtime_folder().mkdir()
     for path in [*(runtime_folder() / name for name in RUNTIME_FILES), cached_path(MODEL_URL, MODEL_SHA256)]:
         path.write_bytes(b"fetched before")
-    result = CliRunner().invoke(app, ["web-assets"])
+    result = CliRunner().invoke(application(), ["web-assets"])
     assert result.exit_code == 0, result.output
     assert result.output.split() == [str(runtime_folder()), str(cached_path(MODEL_URL, MODEL_SHA256))]

@@ -15,26 +15,33 @@ app = typer.Typer(
     name="ppfr",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="""Privacy-preserving face recognition: recognise people without handing anyone their face.
-
-    A client *protects* a face and sends a payload; a server *embeds* the payload and matches it. Begin with
-    `ppfr quickstart`, which needs no data, or turn a public recogniser into a protected one with `ppfr train
-    partialface --data DIR --teacher FILE --out RUN`.""",
+    help="Privacy-preserving face recognition: recognise people without handing anyone their face.\n\n"
+    "A client *protects* a face and sends a payload; a server *embeds* the payload and matches it. Begin with "
+    "`ppfr quickstart`, which needs no data, or turn a public recogniser into a protected one with `ppfr train "
+    "partialface --data DIR --teacher FILE --out RUN`.",
 )
 out = Console()
+
+
+@app.callback()
+def _name_the_command() -> None:
+    # with this the command is named on the line even while the application knows but one
+    return None
+
 
 # what minutes on two cores can train on
 SMALL_POPULATION = "synthetic:people=200,images=10"
 
-DataOption = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        help="Aligned 112x112 faces: a folder with train.csv and test.csv, a folder per identity, a CSV with the "
-        "columns path,identity, synthetic[:people=200,images=20,seed=0], or a heterogeneous protocol: "
-        "lamp-hq:DIR[,fold=N], casia-nir-vis:DIR[,fold=N], tufts:DIR.",
-    ),
-]
+DATA_HELP = (
+    "Aligned 112x112 faces: a folder with train.csv and test.csv, a folder per identity, a CSV with the columns "
+    "path,identity, synthetic (or synthetic:people=200, with images= and seed= likewise), or a heterogeneous protocol: "
+    "lamp-hq:DIR, casia-nir-vis:DIR, tufts:DIR (,fold=N for one fold)."
+)
+DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
+PREPROCESSING_HELP = (
+    "How that recogniser wants its pixels, if the file does not say: any of size=112x96, mean=127.5, std=128, "
+    "order=bgr, joined by commas."
+)
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="A broken image ends the command instead of being skipped.")
 ]

@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Printed
 
-from ppfr.cli.app import DeviceOption, PayloadSettings, SeedOption, app, out, say_skipped
+from ppfr.cli.app import PREPROCESSING_HELP, DeviceOption, PayloadSettings, SeedOption, app, out, say_skipped
 from ppfr.cli.models import load_model, model_input_size, model_names
 from ppfr.cli.protocols import FOLD, measure_protocol
 from ppfr.data.faceset import Skipped
@@ -70,7 +70,7 @@ def benchmark(
     ] = False,
     preprocessing: Annotated[
         str | None,
-        typer.Option(help="How a public recogniser wants its pixels, for example size=112x96,mean=127.5,std=128."),
+        typer.Option(help=PREPROCESSING_HELP),
     ] = None,
     settings: PayloadSettings = None,
     seed: SeedOption = 0,

@@ -9,7 +9,16 @@ from typing import Annotated, Literal
 import torch
 import typer
 
-from ppfr.cli.app import DeviceOption, PayloadSettings, SeedOption, StrictOption, app, out, say_skipped
+from ppfr.cli.app import (
+    PREPROCESSING_HELP,
+    DeviceOption,
+    PayloadSettings,
+    SeedOption,
+    StrictOption,
+    app,
+    out,
+    say_skipped,
+)
 from ppfr.cli.launch import under_torchrun
 from ppfr.cli.models import load_model, model_input_size
 from ppfr.data.faceset import FaceSet
@@ -41,7 +50,7 @@ def embed(
     flip: Annotated[bool, typer.Option(help="Add the mirrored image's embedding, the field's custom.")] = True,
     preprocessing: Annotated[
         str | None,
-        typer.Option(help="How a public recogniser wants its pixels, for example size=112x96,mean=127.5,std=128."),
+        typer.Option(help=PREPROCESSING_HELP),
     ] = None,
     settings: PayloadSettings = None,
     seed: SeedOption = 0,

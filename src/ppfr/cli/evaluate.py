@@ -10,7 +10,16 @@ import torch
 import typer
 from rich.console import Console
 
-from ppfr.cli.app import DeviceOption, PayloadSettings, SeedOption, StrictOption, app, out, say_skipped
+from ppfr.cli.app import (
+    PREPROCESSING_HELP,
+    DeviceOption,
+    PayloadSettings,
+    SeedOption,
+    StrictOption,
+    app,
+    out,
+    say_skipped,
+)
 from ppfr.cli.models import load_model, model_input_size, model_names
 from ppfr.cli.protocols import evaluate_protocol
 from ppfr.data.faceset import FaceSet
@@ -47,7 +56,7 @@ def evaluate(
     ] = True,
     preprocessing: Annotated[
         str | None,
-        typer.Option(help="How a public recogniser wants its pixels, for example size=112x96,mean=127.5,std=128."),
+        typer.Option(help=PREPROCESSING_HELP),
     ] = None,
     settings: PayloadSettings = None,
     seed: SeedOption = 0,

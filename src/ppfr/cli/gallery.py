@@ -20,8 +20,8 @@ GalleryOption = Annotated[
     str,
     typer.Option(
         envvar="PPFR_GALLERY",
-        help="Database of templates, as SQLAlchemy names it: sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME. "
-        "An address with a password belongs in the variable.",
+        help="Database of templates, as SQLAlchemy names it: sqlite:///FILE, or postgresql+psycopg: with "
+        "//USER@HOST/NAME. An address with a password belongs in the variable.",
     ),
 ]
 KeyFileOption = Annotated[

@@ -53,7 +53,8 @@ def prepare_command(
         str,
         typer.Option(
             help="Which faces of a photograph: largest (and central), all (each with the identity of the photograph), "
-            "or a CSV of path,left,top,right,bottom[,identity] with boxes in pixels of the upright photograph."
+            "or a CSV with the columns path, left, top, right, bottom and perhaps identity, boxes in pixels of the "
+            "upright photograph."
         ),
     ] = "largest",
     min_face: Annotated[

@@ -10,7 +10,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ppfr.cli.app import SMALL_POPULATION, DataOption, DeviceOption, SeedOption, StrictOption, app, out, recogniser
+from ppfr.cli.app import (
+    PREPROCESSING_HELP,
+    SMALL_POPULATION,
+    DataOption,
+    DeviceOption,
+    SeedOption,
+    StrictOption,
+    app,
+    out,
+    recogniser,
+)
 from ppfr.quickstart import DEFAULT_METHODS, Quickstart
 from ppfr.training.recipe import PROFILES, recipe_names
 
@@ -35,9 +45,7 @@ def quickstart(
         DEFAULT_METHODS
     ),
     profile: Annotated[str, typer.Option(help=f"Recipe profile: {', '.join(PROFILES)}.")] = "quick",
-    teacher_preprocessing: Annotated[
-        str | None, typer.Option(help="For example size=112x96,mean=127.5,std=128,order=rgb.")
-    ] = None,
+    teacher_preprocessing: Annotated[str | None, typer.Option(help=PREPROCESSING_HELP)] = None,
     judge_preprocessing: Annotated[str | None, typer.Option(help="As --teacher-preprocessing.")] = None,
     seed: SeedOption = 0,
     strict: StrictOption = False,

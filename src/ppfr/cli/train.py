@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ppfr.cli.app import DeviceOption, StrictOption, app, out, recogniser, say_skipped
+from ppfr.cli.app import DATA_HELP, PREPROCESSING_HELP, DeviceOption, StrictOption, app, out, recogniser, say_skipped
 from ppfr.data.faceset import FaceSet
 from ppfr.data.joint import JointFaces
 from ppfr.data.sources import open_splits
@@ -29,10 +29,8 @@ def train_command(
         list[str] | None,
         typer.Option(
             "--data",
-            help="Aligned 112x112 faces: a folder with train.csv and test.csv, a folder per identity, a CSV with the "
-            "columns path,identity, synthetic[:people=200,images=20,seed=0], or a heterogeneous protocol: "
-            "lamp-hq:DIR[,fold=N], casia-nir-vis:DIR[,fold=N], tufts:DIR. Repeatable: several sets are learned side by "
-            "side, each with a head of its own; the recipe's `data` sets their shares of a batch and their weights.",
+            help=f"{DATA_HELP} Repeatable: several sets are learned side by side, each with a head of its own; the "
+            "recipe's `data` sets their shares of a batch and their weights.",
         ),
     ] = None,
     teacher: Annotated[Path | None, typer.Option(help="Public recogniser to distil: any checkpoint or ONNX.")] = None,
@@ -44,9 +42,7 @@ def train_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out: same steps, same losses.")
     ] = False,
-    teacher_preprocessing: Annotated[
-        str | None, typer.Option(help="For example size=112x96,mean=127.5,std=128,order=rgb.")
-    ] = None,
+    teacher_preprocessing: Annotated[str | None, typer.Option(help=PREPROCESSING_HELP)] = None,
     strict: StrictOption = False,
     device: DeviceOption = "cpu",
 ) -> None:

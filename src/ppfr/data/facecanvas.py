@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy.interpolate import PchipInterpolator
 
 from ppfr.data.facetraits import Points
 
@@ -135,6 +134,8 @@ def step(value: Field, softness: float) -> Field:
 
 def curve(y: Field, knots: Sequence[tuple[float, float]]) -> Field:
     """A smooth curve through (y, value) knots that does not overshoot, constant beyond them."""
+    from scipy.interpolate import PchipInterpolator  # slow to import, and only drawing needs it
+
     at, value = zip(*knots, strict=True)
     return np.asarray(PchipInterpolator(at, value)(np.clip(y, at[0], at[-1])), np.float32)
 

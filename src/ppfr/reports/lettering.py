@@ -7,8 +7,6 @@ import textwrap
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 
 Images = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -26,6 +24,9 @@ def letter(text: str, height: int, colour: Colour, *, width: int, lines: int, bo
     The text is drawn as it is, never as a formula. A word wider than `width` is broken, and what does not fit into
     `lines` becomes an ellipsis.
     """
+    from matplotlib.figure import Figure  # slow to import, and only lettering needs it
+    from matplotlib.font_manager import FontProperties
+
     font = FontProperties(family="DejaVu Sans", size=height, weight="bold" if bold else "normal")
     wrapped = _wrap(text, max(1, int(width / (0.62 * height))), lines)
     size = width, round((len(wrapped) + 1) * LINE_SPACING * height)

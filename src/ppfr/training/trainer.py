@@ -13,9 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 
 from ppfr.data.batches import Augmentation, Batches
 from ppfr.data.faceset import FaceSet
@@ -96,9 +94,7 @@ class StageTrainer:
         per_epoch = len(self._batches(0)) * self.settings.repeats
         self.per_epoch, self.steps = per_epoch, round(per_epoch * self.settings.epochs)
         self.dtype = autocast_dtype(recipe.precision, self.device)
-        # an overflow in the classes of one rank must be one for all
-        scaler = ShardedGradScaler if ranks.several else torch.amp.GradScaler
-        self.scaler = scaler(self.device.type, enabled=self.dtype is torch.float16)
+        self.scaler = _grad_scaler(ranks.several)(self.device.type, enabled=self.dtype is torch.float16)
         self._compute: Callable[..., dict[str, Tensor]] = self._losses
 
     def _build_heads(self, size: int, generator: torch.Generator) -> dict[str, nn.Module]:
@@ -231,7 +227,12 @@ class StageTrainer:
         return step
 
     def _board(self) -> AbstractContextManager[Any]:
-        return SummaryWriter(self.run.folder / "tensorboard") if self.ranks.first else nullcontext()
+        if not self.ranks.first:
+            return nullcontext()
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
+
+        board: AbstractContextManager[Any] = SummaryWriter(self.run.folder / "tensorboard")
+        return board
 
     def _log(self, row: Mapping[str, Any], board: Any) -> None:
         if not self.ranks.first:
@@ -391,6 +392,15 @@ class StageTrainer:
             "scaler": self.scaler.state_dict(),
         }
         save_checkpoint(self.run, self.ranks, state, self.parts, self.optimizer)
+
+
+def _grad_scaler(several: bool) -> type[torch.amp.GradScaler]:
+    """The scaler for a rank: an overflow in the classes of one rank must be one for all."""
+    if not several:
+        return torch.amp.GradScaler
+    from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler  # half a second, for several ranks only
+
+    return ShardedGradScaler
 
 
 class _ForwardPass(nn.Module):
