@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ppfr.data import recordfiles
 from ppfr.data.batches import Batches
 from ppfr.data.convert import convert
 from ppfr.data.faceset import FaceSet
@@ -51,10 +52,12 @@ def copy(face_sets: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
-@given(st.lists(st.text(max_size=5)))
-def test_texts_come_back(texts: list[str]):
+@given(st.lists(st.text(max_size=5)), st.integers(1, 4))
+def test_texts_come_back(texts: list[str], at_once: int):
     packed = Texts.of(texts)
-    assert list(packed) == texts
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recordfiles, "_TEXTS", at_once)
+        assert list(packed) == [packed[row] for row in range(len(packed))] == texts
     assert packed[1:] == texts[1:]
     if texts:
         assert packed[-1] == texts[-1]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import weakref
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -25,6 +26,10 @@ class Unpacked(NamedTuple):
 
     image: bytes
     label: int | None
+
+
+# texts that are unpacked at once
+_TEXTS = 1 << 16
 
 
 class Codec(NamedTuple):
@@ -54,6 +59,17 @@ class Texts(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def __iter__(self) -> Iterator[str]:
+        # many at once: one by one takes ten times as long
+        begin = 0
+        for first in range(0, len(self), _TEXTS):
+            ends = self.ends[first : first + _TEXTS].tolist()
+            blob = self.blob[begin : ends[-1]].tobytes()
+            starts = [0, *(end - begin for end in ends)]
+            for start, end in itertools.pairwise(starts):
+                yield blob[start:end].decode(errors="surrogateescape")
+            begin = ends[-1]
 
     @overload
     def __getitem__(self, row: int) -> str: ...

@@ -196,31 +196,33 @@ def load_records(
     DataError when no image is left, and with `strict` for anything skipped.
     """
     fits = len(records) * size * size * 3 <= cache_bytes
-    cache = None
+    cache, rows = None, None
     skipped = list(records.skipped)
     if fits or records.oblong is None:
         rows, cache, broken = _decode_all(records, size, keep=fits)
         skipped += broken
-    else:
+    elif len(records.oblong):
         rows = np.delete(np.arange(len(records)), records.oblong)
         skipped += [
             Skipped(records.place(row), "not square, so not an aligned crop") for row in records.oblong.tolist()
         ]
-    if not len(rows):
+    if not (len(records) if rows is None else len(rows)):
         raise DataError(f"{records.name}: none of {len(records)} images can be used; {first_reasons(skipped)}")
-    people, labels = np.unique(records.labels[rows], return_inverse=True)
-    for person in np.setdiff1d(np.arange(len(records.identities)), people).tolist():
+    # of millions of images nothing is copied where all are good
+    if rows is not None and len(rows) == len(records):
+        rows = None
+    labels = records.labels if rows is None else records.labels[rows]
+    shown = np.bincount(labels, minlength=len(records.identities)) > 0
+    for person in (~shown).nonzero()[0].tolist():
         skipped.append(Skipped(records.identities[person], "identity without a usable image"))
     if strict and skipped:
         raise DataError(f"{records.name}: {len(skipped)} refused under strict; {first_reasons(skipped)}")
-    # of millions of images nothing is copied where all are good
-    whole = len(rows) == len(records)
     return FaceSet.labelled(
         records.name,
-        [records.identities[person] for person in people.tolist()],
-        records.labels if whole else labels,
-        _Reader(records, None if whole else rows, size, cache),
-        names=records.names if whole else pick(records.names, rows),
+        [records.identities[person] for person in shown.nonzero()[0].tolist()],
+        labels if shown.all() else (np.cumsum(shown) - 1)[labels],
+        _Reader(records, rows, size, cache),
+        names=records.names if rows is None else pick(records.names, rows),
         size=size,
         skipped=skipped,
     )
