@@ -1,7 +1,8 @@
-"""A real `ppfr serve` to measure, of a tiny network unless a deployment is given. Used by durability.py and load.py."""
+"""A real `ppfr serve` to measure, of a tiny network unless a deployment is given, for the benchmarks of serving."""
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import socket
@@ -47,11 +48,18 @@ class Server:
         opened = Gallery(self.gallery, self.keyring, contract.id, contract.embedding_size)
         self.headers = {"x-api-key": opened.create_api_key("benchmark", Role.ADMIN)[1]}
         opened.close()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
+
+    def beside(self) -> Server:
+        """Another process, not started yet, that serves the same gallery."""
+        other = copy.copy(self)
+        other.port, other._process = _free_port(), None
+        return other
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def command(self) -> list[str]:
@@ -85,3 +93,9 @@ class Server:
             os.kill(self._process.pid, how)
             self._process.wait()
             self._process = None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -47,3 +47,11 @@ def test_load_is_measured(deployment: Path) -> None:
     assert [row["clients"] for row in found["clients"]] == [1, 3]
     for row in found["clients"]:
         assert row["answers"] > 0 and row["failed"] == 0 and 0 < row["p50 ms"] <= row["p99 ms"]
+
+
+def test_a_second_server_follows_the_first(deployment: Path) -> None:
+    status, printed = run("servers.py", "--deployment", deployment, "--times", 2)
+    found = json.loads(printed)
+    assert status == 0 and (found["database"], found["times"]) == ("sqlite", 2)
+    for what in ("enrolled ms", "deleted ms"):
+        assert 0 < found[what]["median"] <= found[what]["p99"] <= found[what]["most"]
