@@ -38,10 +38,16 @@ DATA_HELP = (
     "lamp-hq:DIR, casia-nir-vis:DIR, tufts:DIR (,fold=N for one fold)."
 )
 DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
-PREPROCESSING_HELP = (
-    "How that recogniser wants its pixels, if the file does not say: any of size=112x96, mean=127.5, std=128, "
-    "order=bgr, joined by commas."
-)
+PreprocessingOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How that recogniser wants its pixels, if the file does not say: any of size=112x96, mean=127.5, std=128, "
+        "order=bgr, joined by commas."
+    ),
+]
+FlipOption = Annotated[
+    bool, typer.Option(help="Add the mirrored image's embedding, the field's custom: two payloads a face.")
+]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="A broken image ends the command instead of being skipped.")
 ]

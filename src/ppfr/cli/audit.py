@@ -16,7 +16,7 @@ from ppfr.attacks.audit import audit_run
 from ppfr.attacks.base import attack_names
 from ppfr.attacks.card import Card, Finding, load_card
 from ppfr.attacks.profiles import PROFILES
-from ppfr.cli.app import PREPROCESSING_HELP, DeviceOption, PayloadSettings, SeedOption, app, out, recogniser
+from ppfr.cli.app import DeviceOption, PayloadSettings, PreprocessingOption, SeedOption, app, out, recogniser
 from ppfr.errors import AttackError
 from ppfr.reports.audits import refuse_repository, write_audit, write_comparison
 from ppfr.training.recipe import parse_overrides
@@ -61,8 +61,8 @@ def audit_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the card, or the comparison, as JSON.")] = False,
     settings: PayloadSettings = None,
     seed: SeedOption = 0,
-    judge_preprocessing: Annotated[str | None, typer.Option(help=PREPROCESSING_HELP)] = None,
-    recogniser_preprocessing: Annotated[str | None, typer.Option(help="As --judge-preprocessing.")] = None,
+    judge_preprocessing: PreprocessingOption = None,
+    recogniser_preprocessing: PreprocessingOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Find out what an attacker really gets from a method's payloads: every attack, one card, a verdict.

@@ -14,7 +14,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Printed
 
-from ppfr.cli.app import PREPROCESSING_HELP, DeviceOption, PayloadSettings, SeedOption, app, out, say_skipped
+from ppfr.cli.app import (
+    DeviceOption,
+    FlipOption,
+    PayloadSettings,
+    PreprocessingOption,
+    SeedOption,
+    app,
+    out,
+    say_skipped,
+)
 from ppfr.cli.models import load_model, model_input_size, model_names
 from ppfr.cli.protocols import FOLD, measure_protocol
 from ppfr.data.faceset import Skipped
@@ -57,10 +66,7 @@ def benchmark(
         typer.Option("--out", help="Folder for benchmark.json, .md and .html, and tables as CSV and LaTeX."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
-    flip: Annotated[
-        bool,
-        typer.Option(help="Add the mirrored image's embedding, the field's custom: two payloads a face."),
-    ] = True,
+    flip: FlipOption = True,
     keep_norms: Annotated[
         bool, typer.Option("--keep-norms", help="IJB: images of a template weigh as much as their embeddings are long.")
     ] = False,
@@ -68,10 +74,7 @@ def benchmark(
         bool,
         typer.Option("--detector-scores", help="IJB: images of a template weigh as much as the detector was sure."),
     ] = False,
-    preprocessing: Annotated[
-        str | None,
-        typer.Option(help=PREPROCESSING_HELP),
-    ] = None,
+    preprocessing: PreprocessingOption = None,
     settings: PayloadSettings = None,
     seed: SeedOption = 0,
     strict: Annotated[

@@ -13,7 +13,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as Printed
 
-from ppfr.cli.app import PREPROCESSING_HELP, DataOption, DeviceOption, StrictOption, app, out, recogniser
+from ppfr.cli.app import DataOption, DeviceOption, PreprocessingOption, StrictOption, app, out, recogniser
 from ppfr.comparison import Comparison, Outcome, load_comparison
 from ppfr.errors import PpfrError
 from ppfr.progress import console
@@ -52,9 +52,9 @@ def compare_command(
         typer.Option(help="Also train and measure on this protocol, for example lamp-hq:DIR,fold=1. Repeatable."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
-    teacher_preprocessing: Annotated[str | None, typer.Option(help=PREPROCESSING_HELP)] = None,
-    judge_preprocessing: Annotated[str | None, typer.Option(help="As --teacher-preprocessing.")] = None,
-    recogniser_preprocessing: Annotated[str | None, typer.Option(help="As --teacher-preprocessing.")] = None,
+    teacher_preprocessing: PreprocessingOption = None,
+    judge_preprocessing: PreprocessingOption = None,
+    recogniser_preprocessing: PreprocessingOption = None,
     strict: StrictOption = False,
     device: DeviceOption = "cpu",
 ) -> None:

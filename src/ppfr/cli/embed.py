@@ -10,9 +10,10 @@ import torch
 import typer
 
 from ppfr.cli.app import (
-    PREPROCESSING_HELP,
     DeviceOption,
+    FlipOption,
     PayloadSettings,
+    PreprocessingOption,
     SeedOption,
     StrictOption,
     app,
@@ -47,11 +48,8 @@ def embed(
         typer.Option(help="Which people of a source that splits them; the default is test. Other sources: all."),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, each with one thread.")] = 1,
-    flip: Annotated[bool, typer.Option(help="Add the mirrored image's embedding, the field's custom.")] = True,
-    preprocessing: Annotated[
-        str | None,
-        typer.Option(help=PREPROCESSING_HELP),
-    ] = None,
+    flip: FlipOption = True,
+    preprocessing: PreprocessingOption = None,
     settings: PayloadSettings = None,
     seed: SeedOption = 0,
     strict: StrictOption = False,

@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 
 from ppfr.cli.app import (
-    PREPROCESSING_HELP,
     DeviceOption,
+    FlipOption,
     PayloadSettings,
+    PreprocessingOption,
     SeedOption,
     StrictOption,
     app,
@@ -50,14 +51,8 @@ def evaluate(
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
-    flip: Annotated[
-        bool,
-        typer.Option(help="Add the mirrored image's embedding, the field's custom: two payloads a face."),
-    ] = True,
-    preprocessing: Annotated[
-        str | None,
-        typer.Option(help=PREPROCESSING_HELP),
-    ] = None,
+    flip: FlipOption = True,
+    preprocessing: PreprocessingOption = None,
     settings: PayloadSettings = None,
     seed: SeedOption = 0,
     strict: StrictOption = False,

@@ -11,10 +11,10 @@ import typer
 from rich.table import Table
 
 from ppfr.cli.app import (
-    PREPROCESSING_HELP,
     SMALL_POPULATION,
     DataOption,
     DeviceOption,
+    PreprocessingOption,
     SeedOption,
     StrictOption,
     app,
@@ -45,8 +45,8 @@ def quickstart(
         DEFAULT_METHODS
     ),
     profile: Annotated[str, typer.Option(help=f"Recipe profile: {', '.join(PROFILES)}.")] = "quick",
-    teacher_preprocessing: Annotated[str | None, typer.Option(help=PREPROCESSING_HELP)] = None,
-    judge_preprocessing: Annotated[str | None, typer.Option(help="As --teacher-preprocessing.")] = None,
+    teacher_preprocessing: PreprocessingOption = None,
+    judge_preprocessing: PreprocessingOption = None,
     seed: SeedOption = 0,
     strict: StrictOption = False,
     device: DeviceOption = "cpu",

@@ -11,7 +11,7 @@ import typer
 import yaml
 from rich.table import Table
 
-from ppfr.cli.app import DeviceOption, SeedOption, StrictOption, app, out, say_skipped
+from ppfr.cli.app import DeviceOption, FlipOption, SeedOption, StrictOption, app, out, say_skipped
 from ppfr.data.faceset import FaceSet
 from ppfr.errors import DataError
 from ppfr.evaluation.evaluate import open_evaluation
@@ -32,9 +32,7 @@ def tradeoff(
         typer.Option(help="A setting and its values, for example bits=8,4; by default all that a method names."),
     ] = None,
     loss: Annotated[float, typer.Option(help="Accuracy that the best setting may lose, a share.")] = 0.01,
-    flip: Annotated[
-        bool, typer.Option(help="Add the mirrored image's embedding: twice the time, two payloads.")
-    ] = False,
+    flip: FlipOption = False,
     seed: SeedOption = 0,
     strict: StrictOption = False,
     device: DeviceOption = "cpu",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ppfr.cli.app import DATA_HELP, PREPROCESSING_HELP, DeviceOption, StrictOption, app, out, recogniser, say_skipped
+from ppfr.cli.app import DATA_HELP, DeviceOption, PreprocessingOption, StrictOption, app, out, recogniser, say_skipped
 from ppfr.data.faceset import FaceSet
 from ppfr.data.joint import JointFaces
 from ppfr.data.sources import open_splits
@@ -42,7 +42,7 @@ def train_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out: same steps, same losses.")
     ] = False,
-    teacher_preprocessing: Annotated[str | None, typer.Option(help=PREPROCESSING_HELP)] = None,
+    teacher_preprocessing: PreprocessingOption = None,
     strict: StrictOption = False,
     device: DeviceOption = "cpu",
 ) -> None:

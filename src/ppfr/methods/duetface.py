@@ -25,9 +25,9 @@ from ppfr.methods.base import (
     secret_option,
 )
 from ppfr.methods.graph import NoGraph, ProtectGraph
-from ppfr.methods.parts import InputScale, split_for_memory
+from ppfr.methods.parts import InputScale, client_trunk, split_for_memory
 from ppfr.methods.payload import PayloadSchema, TensorSpec
-from ppfr.networks import PFLD, Backbone, build_backbone, load_pfld
+from ppfr.networks import PFLD, Backbone, load_pfld
 from ppfr.networks.base import reset_weights
 from ppfr.networks.mobilefacenet import CLIENT_BLOCKS, MobileFaceNet
 from ppfr.transforms import block_dct
@@ -227,18 +227,8 @@ class DuetFace(Method):
         super().__init__(options, backbone, generator)
         trunk = backbone.build(3 * len(SERVER_FREQUENCIES), generator)
         own = backbone.name if isinstance(trunk, MobileFaceNet) else "mobilefacenet"
-        client = build_backbone(
-            options.client_backbone or own,
-            in_channels=3 * len(CLIENT_FREQUENCIES),
-            embedding_size=backbone.embedding_size,
-            width=backbone.width,
-            generator=generator,
-        )
-        if not isinstance(client, MobileFaceNet):
-            raise MethodError(
-                f"duetface: client_backbone is {options.client_backbone!r}; expected a MobileFaceNet, whose blocks "
-                f"{CLIENT_BLOCKS} give the maps"
-            )
+        chosen = options.client_backbone or own
+        client = client_trunk("duetface", chosen, backbone, 3 * len(CLIENT_FREQUENCIES), generator)
         sizes = [(height, width) for _, height, width in trunk.stage_shapes()]
         landmarker = None
         if options.roi == "landmarks":

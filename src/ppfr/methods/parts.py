@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ppfr.methods.base import Stage, TrainingStep, TrunkInput
-from ppfr.networks import Backbone
+from ppfr.errors import MethodError
+from ppfr.methods.base import BackboneSpec, Stage, TrainingStep, TrunkInput
+from ppfr.networks import Backbone, build_backbone
+from ppfr.networks.mobilefacenet import CLIENT_BLOCKS, MobileFaceNet
 from ppfr.transforms.quantise import from_levels
 
 Client = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
@@ -48,6 +50,28 @@ class InputScale(nn.Module):
 def split_for_memory(images: Tensor, channels: int) -> Sequence[Tensor]:
     """Images (N,3,H,W) in parts, so that `channels` float32 maps of the images' size take 128 MB a part at most."""
     return torch.split(images, max(1, _PART_BYTES // (4 * channels * images[0, 0].numel())))
+
+
+def client_trunk(
+    method: str, name: str, server: BackboneSpec, in_channels: int, generator: torch.Generator
+) -> MobileFaceNet:
+    """A client's own network, as wide as the server's, whose `CLIENT_BLOCKS` give maps.
+
+    Raises MethodError for a `name` that is no MobileFaceNet.
+    """
+    network = build_backbone(
+        name,
+        in_channels=in_channels,
+        embedding_size=server.embedding_size,
+        width=server.width,
+        generator=generator,
+    )
+    if not isinstance(network, MobileFaceNet):
+        raise MethodError(
+            f"{method}: client_backbone is {name!r}; expected a MobileFaceNet, whose blocks {CLIENT_BLOCKS} give the "
+            "maps"
+        )
+    return network
 
 
 class ChannelServer(nn.Module):

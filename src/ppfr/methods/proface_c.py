@@ -27,9 +27,9 @@ from ppfr.methods.base import (
     secret_option,
 )
 from ppfr.methods.graph import NoGraph
-from ppfr.methods.parts import clear_stage
+from ppfr.methods.parts import clear_stage, client_trunk
 from ppfr.methods.payload import PayloadSchema, TensorSpec
-from ppfr.networks import Backbone, build_backbone
+from ppfr.networks import Backbone
 from ppfr.networks.mobilefacenet import CLIENT_BLOCKS, MobileFaceNet
 from ppfr.transforms.blur import EVALUATION, TRAINING, BlurRange, obfuscate
 from ppfr.transforms.quantise import dequantise, from_levels, prune, quantise, straight_through, to_levels
@@ -173,17 +173,7 @@ class ProFaceC(Method):
         super().__init__(options, backbone, generator)
         trunk = backbone.build(3, generator)
         own = backbone.name if isinstance(trunk, MobileFaceNet) else "mobilefacenet-client"
-        network = build_backbone(
-            options.client_backbone or own,
-            embedding_size=backbone.embedding_size,
-            width=backbone.width,
-            generator=generator,
-        )
-        if not isinstance(network, MobileFaceNet):
-            raise MethodError(
-                f"proface-c: client_backbone is {options.client_backbone!r}; expected a MobileFaceNet, whose blocks "
-                f"{CLIENT_BLOCKS} give the maps"
-            )
+        network = client_trunk("proface-c", options.client_backbone or own, backbone, 3, generator)
         shapes = trunk.stage_shapes()
         channels, height, width = shapes[0]
         if height % options.blocks or width % options.blocks:

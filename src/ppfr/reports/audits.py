@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
@@ -22,7 +20,8 @@ from ppfr.files import atomic_write
 from ppfr.reports import wording
 from ppfr.reports.figures import Bar, Point, bytes_plot, leak_bars, leakage_plot
 from ppfr.reports.measures import Cell
-from ppfr.reports.pictures import describe_payload, payload_picture, png_data_uri
+from ppfr.reports.pages import render
+from ppfr.reports.pictures import describe_payload, payload_picture
 from ppfr.reports.report import SYNTHETIC_MARK
 from ppfr.reports.wording import Bounds
 
@@ -99,41 +98,25 @@ def render_card(card: Card, exhibits: Sequence[Exhibit] = (), *, command: str = 
     """A card as one HTML page without scripts, which loads nothing from elsewhere; every text is escaped."""
     ran = [finding for finding in card.findings if finding.result is not None]
     mark = SYNTHETIC_MARK if card.faces.synthetic else ""
-    return (
-        _environment()
-        .get_template("card.html.j2")
-        .render(
-            card=card,
-            synthetic_mark=mark,
-            score=wording.plain(card.privacy, 2),
-            position=round(100 * (card.privacy or 0.0), 1),
-            facts=_facts(card),
-            has_faces=bool(exhibits),
-            short=_short(card),
-            bars=Markup(leak_bars([_bar(finding) for finding in ran], mark)),
-            lines=[_line(finding) for finding in card.findings],
-            exhibits=[_exhibit(exhibit) for exhibit in exhibits],
-            seen_caption=seen_caption,
-            attackers=_attackers(ran),
-            control_share=wording.percent(CONTROL_SHARE, 0),
-            command=command,
-            duration=f"Took {wording.duration(card.times.seconds)}, started {card.times.started}.",
-            missing=wording.MISSING,
-        )
+    return render(
+        "card.html.j2",
+        card=card,
+        synthetic_mark=mark,
+        score=wording.plain(card.privacy, 2),
+        position=round(100 * (card.privacy or 0.0), 1),
+        facts=_facts(card),
+        has_faces=bool(exhibits),
+        short=_short(card),
+        bars=Markup(leak_bars([_bar(finding) for finding in ran], mark)),
+        lines=[_line(finding) for finding in card.findings],
+        exhibits=[_exhibit(exhibit) for exhibit in exhibits],
+        seen_caption=seen_caption,
+        attackers=_attackers(ran),
+        control_share=wording.percent(CONTROL_SHARE, 0),
+        command=command,
+        duration=f"Took {wording.duration(card.times.seconds)}, started {card.times.started}.",
+        missing=wording.MISSING,
     )
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("ppfr.reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["data_uri"] = png_data_uri
-    return environment
 
 
 # ------------------------------------------------------------------------------------------------------ one card
@@ -326,22 +309,19 @@ def render_comparison(cards: Sequence[Card]) -> str:
         leakage_plot(points, (), mark, axis="worst leak, as a share of what clear photos give", front=True),
         bytes_plot(points, mark, front=True),
     )
-    return (
-        _environment()
-        .get_template("compare.html.j2")
-        .render(
-            synthetic_mark=mark,
-            facts=_common_facts(cards),
-            warnings=unequal(cards),
-            plots=[Markup(plot) for plot in drawn if plot],
-            unplotted=[point.title for point in points if point.accuracy is None or point.leak is None],
-            headings=_HEADINGS,
-            lines=[
-                {"point": point, "row": row, "cells": _comparison_cells(row, card)}
-                for point, row, card in zip(points, rows, cards, strict=True)
-            ],
-            missing=wording.MISSING,
-        )
+    return render(
+        "compare.html.j2",
+        synthetic_mark=mark,
+        facts=_common_facts(cards),
+        warnings=unequal(cards),
+        plots=[Markup(plot) for plot in drawn if plot],
+        unplotted=[point.title for point in points if point.accuracy is None or point.leak is None],
+        headings=_HEADINGS,
+        lines=[
+            {"point": point, "row": row, "cells": _comparison_cells(row, card)}
+            for point, row, card in zip(points, rows, cards, strict=True)
+        ],
+        missing=wording.MISSING,
     )
 
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ppfr.data.faceset import Skipped
 from ppfr.data.suites import SUITES, Kind
 from ppfr.evaluation.suites import SuiteResult
 from ppfr.files import atomic_write
+from ppfr.reports.pages import render
 from ppfr.reports.published import published_tables
 from ppfr.reports.tables import PUBLISHED, Column, Quantity, Row, Table
 from ppfr.reports.wording import MISSING
@@ -168,14 +167,8 @@ def _markdown(report: BenchmarkReport, tables: Mapping[str, Table]) -> str:
 
 
 def _page(report: BenchmarkReport, tables: Mapping[str, Table], command: str) -> str:
-    environment = Environment(
-        loader=PackageLoader("ppfr.reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("benchmark.html.j2").render(
+    return render(
+        "benchmark.html.j2",
         title=report.title,
         facts=_facts(report),
         warnings=_warnings(report),

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ppfr.attacks.card import Card
@@ -18,6 +16,7 @@ from ppfr.files import atomic_write
 from ppfr.reports import wording
 from ppfr.reports.audits import compare, unequal
 from ppfr.reports.figures import Point, bytes_plot, leakage_plot
+from ppfr.reports.pages import render
 from ppfr.reports.published import published_tables
 from ppfr.reports.report import SYNTHETIC_MARK
 from ppfr.reports.tables import PUBLISHED, Column, Quantity, Row, Table
@@ -242,17 +241,6 @@ def _at(rates: Mapping[str, float] | None, far: float) -> float | None:
 
 
 # ------------------------------------------------------------------------------------------------------------ page
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("ppfr.reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
 def _page(lines: Sequence[_Line], tables: Mapping[str, Table], command: str, facts: Sequence[str]) -> str:
     cards = [card for line in lines for card in line.cards]
     points = [_point(line, style) for style, line in enumerate(lines) if line.figures]
@@ -261,22 +249,19 @@ def _page(lines: Sequence[_Line], tables: Mapping[str, Table], command: str, fac
         leakage_plot(points, (), mark, axis="worst leak, as a share of what clear photos give", front=True),
         bytes_plot(points, mark, front=True),
     )
-    return (
-        _environment()
-        .get_template("comparison.html.j2")
-        .render(
-            synthetic_mark=mark,
-            facts=list(facts),
-            warnings=[
-                *(f"{line.label} failed: {failure}" for line in lines for failure in line.failures),
-                *(unequal(cards) if cards else ()),
-            ],
-            points=points,
-            plots=[Markup(plot) for plot in drawn if plot],
-            tables=tables,
-            command=command,
-            missing=wording.MISSING,
-        )
+    return render(
+        "comparison.html.j2",
+        synthetic_mark=mark,
+        facts=list(facts),
+        warnings=[
+            *(f"{line.label} failed: {failure}" for line in lines for failure in line.failures),
+            *(unequal(cards) if cards else ()),
+        ],
+        points=points,
+        plots=[Markup(plot) for plot in drawn if plot],
+        tables=tables,
+        command=command,
+        missing=wording.MISSING,
     )
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from ppfr.errors import DataError
@@ -22,7 +20,8 @@ from ppfr.files import atomic_write
 from ppfr.reports import wording
 from ppfr.reports.figures import Line, Point, bytes_plot, leakage_plot, likeness_plot
 from ppfr.reports.measures import GROUPS, Group
-from ppfr.reports.pictures import check_picture, png_data_uri
+from ppfr.reports.pages import render
+from ppfr.reports.pictures import check_picture
 from ppfr.reports.published import published_tables
 
 Images = npt.NDArray[np.uint8]
@@ -122,7 +121,8 @@ def render_report(report: Report) -> str:
         _row(result)
     mark = SYNTHETIC_MARK if report.data.get("synthetic") else ""
     points = [_point(result, index) for index, result in enumerate(report.results)]
-    return _template().render(
+    return render(
+        "report.html.j2",
         report=report,
         synthetic_mark=mark,
         facts=_facts(report),
@@ -137,19 +137,6 @@ def render_report(report: Report) -> str:
         more_warnings=report.warnings[_SHOWN_WARNINGS:],
         missing=wording.MISSING,
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("ppfr.reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["data_uri"] = png_data_uri
-    return environment.get_template("report.html.j2")
 
 
 # ------------------------------------------------------------------------------------------ the parts of the page

@@ -1,0 +1,28 @@
+"""HTML pages from the package's templates."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ppfr.reports.pictures import png_data_uri
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template, with every text escaped; raises UndefinedError for a value that is missing."""
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ppfr.reports", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = png_data_uri
+    return environment
