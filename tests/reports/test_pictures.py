@@ -74,6 +74,15 @@ class TestPayloadPicture:
         assert payload_picture(payload, size=112).std() > 60
         assert describe_payload(payload_of(image=0.0 * images)).startswith("the image as it is")
 
+    def test_an_image_beyond_the_range_of_images_is_squeezed_with_all_colours_alike(self) -> None:
+        image = torch.zeros(1, 3, 112, 112)
+        image[:, 0, :56], image[:, 1, :56], image[:, 2, :56] = 5.0, 2.5, -5.0
+        payload = payload_of(image=image)
+        assert describe_payload(payload).startswith("an image beyond black and white, 112×112 RGB")
+        picture = payload_picture(payload)
+        assert picture[20, 100].tolist() == [255, 191, 0]
+        assert picture[200, 100].tolist() == [128, 128, 128]
+
     def test_three_channels_beyond_the_range_of_images_are_channels(self) -> None:
         payload = payload_of(channels=5 * torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0)))
         assert describe_payload(payload).startswith("3 channels of 112×112")

@@ -44,7 +44,7 @@ _TALLEST_STRIP = 1 / 4
 class _Part:
     """Tensors of a payload that are drawn alike: one image, one set of channels, or one map."""
 
-    kind: Literal["image", "faint", "channels", "map"]
+    kind: Literal["image", "faint", "glaring", "channels", "map"]
     planes: Floats
     spec: TensorSpec
 
@@ -70,12 +70,11 @@ class _Placed:
 def payload_picture(payload: Payload, row: int = 0, *, size: int = 224) -> Images:
     """What the server sees of one image, as (size, size, 3) RGB uint8.
 
-    A three-channel tensor within [-1,1] (or [0,1]) is shown as the image it is; one of little contrast is stretched, as
-    any attacker would do. Of other tensors each channel
-    is a tile, stretched to its own contrast around its median; of more than 36 an even selection is shown,
-    which `describe_payload` puts into words. Single maps beside other tensors stand in a strip below, from dark
-    (their least value) to bright. Raises PayloadError for a row that is not in the payload, ShapeError below 64
-    pixels.
+    A three-channel tensor within [-1,1] (or [0,1]) is shown as the image it is; one of little contrast, or one called
+    `image` that goes beyond, is stretched, as any attacker would do. Of other tensors each channel is a tile, stretched
+    to its own contrast around its median; of more than 36 an even selection is shown, which `describe_payload` puts
+    into words. Single maps beside other tensors stand in a strip below, from dark (their least value) to bright. Raises
+    PayloadError for a row that is not in the payload, ShapeError below 64 pixels.
     """
     canvas = np.full((size, size, 3), BACKGROUND, np.uint8)
     for placed in _layout(_parts(payload, row), size):
@@ -103,6 +102,8 @@ def _describe(placed: _Placed) -> str:
         return f"the image as it is, {part.extent} RGB"
     if part.kind == "faint":
         return f"a faint image, {part.extent} RGB, stretched to its own contrast"
+    if part.kind == "glaring":
+        return f"an image beyond black and white, {part.extent} RGB, squeezed to its own contrast"
     meaning = f" – {part.spec.meaning} –" if part.spec.meaning else ","
     counted = f"{part.count} channels of {part.extent}{meaning}"
     stretched = "each stretched to its own contrast"
@@ -114,10 +115,10 @@ def _describe(placed: _Placed) -> str:
 def _parts(payload: Payload, row: int) -> list[_Part]:
     if not 0 <= row < len(payload):
         raise PayloadError(f"row {row} is not in a payload of {len(payload)} images; expected 0..{len(payload) - 1}")
-    return [_part(payload[name][row], spec) for name, spec in payload.schema.tensors.items()]
+    return [_part(name, payload[name][row], spec) for name, spec in payload.schema.tensors.items()]
 
 
-def _part(tensor: Tensor, spec: TensorSpec) -> _Part:
+def _part(name: str, tensor: Tensor, spec: TensorSpec) -> _Part:
     values = tensor.detach().cpu().float().numpy()
     if values.ndim < 2:
         values = _fold(values.reshape(-1))
@@ -130,6 +131,8 @@ def _part(tensor: Tensor, spec: TensorSpec) -> _Part:
         low, high = np.percentile(planes, (1, 99))
         span = 1.0 if planes.min() >= 0 else 2.0
         return _Part("faint" if 0 < high - low < _FAINT * span else "image", planes, spec)
+    if len(planes) == 3 and name == "image":
+        return _Part("glaring", planes, spec)
     return _Part("map" if len(planes) == 1 else "channels", planes, spec)
 
 
@@ -227,7 +230,7 @@ def _draw(placed: _Placed, size: int) -> Images:
         return canvas
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    draw = {"image": _as_image, "faint": _as_stretched, "map": _as_map}[part.kind]
+    draw = {"image": _as_image, "faint": _as_stretched, "glaring": _as_stretched, "map": _as_map}[part.kind]
     canvas[top : top + side, left : left + side] = draw(part.planes, side)
     return canvas
 
