@@ -84,10 +84,9 @@ class Chromium:
         """End it and everything it started."""
         try:
             self.call("Browser.close")
-            self._process.wait(_PATIENCE)
-        except (OSError, TimeoutError, subprocess.TimeoutExpired):
+        except (OSError, TimeoutError):
             self._process.kill()
-            self._process.wait()
+        self._process.wait(20)
         os.close(self._to)
         os.close(self._from)
 
