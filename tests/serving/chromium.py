@@ -84,9 +84,10 @@ class Chromium:
         """End it and everything it started."""
         try:
             self.call("Browser.close")
-        except (OSError, TimeoutError):
+            self._process.wait(_PATIENCE)
+        except (OSError, TimeoutError, subprocess.TimeoutExpired):
             self._process.kill()
-        self._process.wait(20)
+            self._process.wait()
         os.close(self._to)
         os.close(self._from)
 

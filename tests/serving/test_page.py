@@ -49,6 +49,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     if CHROMIUM is None:
         pytest.skip("needs Chromium, which Debian has as a package of that name")
     with Chromium(tmp_path_factory.mktemp("profile")) as running:
+        try:
+            running.call("Browser.getVersion")
+        except OSError as error:
+            pytest.skip(f"needs a Chromium that starts: {error}")
         yield running
 
 

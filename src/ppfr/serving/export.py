@@ -113,6 +113,7 @@ class Embedder:
         folder = Path(folder)
         self.contract = Contract.load(folder)
         options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
         options.intra_op_num_threads = threads
         path = folder / variant_file(precision)
         if not path.is_file():

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -61,8 +61,9 @@ def parse_precisions(text: str) -> list[str]:
 def write_variants(method: Method, server: Path, precisions: Sequence[str], faces: FaceSet, *, seed: int = 0) -> None:
     """Write `embed.PRECISION.onnx` beside `embed.onnx` in a `server/` folder.
 
-    float16 holds weights and computes in half precision, with float32 inputs and outputs. int8 holds weights of each
-    channel and activations as 8-bit integers, whose ranges are those of the payloads of 128 of `faces`.
+    float16 holds weights and computes in half precision, with float32 inputs and outputs. int8 computes the dense
+    convolutions and the last layer in 8-bit integers, with weights scaled for each channel and activations in the
+    ranges that the payloads of 128 of `faces` give; all else stays as it is.
     """
     whole = Embedder(server)
     for precision in precisions:
@@ -137,4 +138,26 @@ def _quantise(source: Path, target: Path, batches: Iterator[Mapping[str, np.ndar
         # batch norms are folded first: what remains beside a convolution would be rounded by itself
         plain = Path(folder) / "plain.onnx"
         quant_pre_process(source, plain, skip_symbolic_shape=True)
-        quantize_static(plain, target, _Reader(batches), quant_format=QuantFormat.QDQ, per_channel=True)
+        quantize_static(
+            plain,
+            target,
+            _Reader(batches),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            nodes_to_exclude=_delicate(onnx.load(plain)),
+            activation_type=QuantType.QUInt8,
+            per_channel=True,
+        )
+
+
+def _delicate(model: onnx.ModelProto) -> list[str]:
+    """Convolutions whose input channels differ too much in strength for one 8-bit range, and which hold few weights.
+
+    That is the first, which sees the payload, and those of each channel by itself.
+    """
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    return [
+        node.name
+        for position, node in enumerate(convolutions)
+        if position == 0 or any(part.name == "group" and part.i > 1 for part in node.attribute)
+    ]
