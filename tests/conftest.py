@@ -32,8 +32,10 @@ from ppfr.attacks.card import (
 # two test processes on two cores: threads of their own would only get in each other's way
 torch.set_num_threads(1)
 
-# a busy machine is no reason to fail
-settings.register_profile("ppfr", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# a busy machine is no reason to fail, and one commit gives one result: `--hypothesis-profile search` draws new examples
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", _PATIENT)
+settings.register_profile("ppfr", _PATIENT, derandomize=True)
 settings.load_profile("ppfr")
 
 ROOT = Path(__file__).resolve().parent.parent
