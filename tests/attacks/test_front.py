@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -165,6 +168,16 @@ def test_what_one_attack_learned_serves_the_next_until_the_target_changes(toy: T
     with torch.no_grad():
         target.server.weight.add_(1)
     assert learn_front(one) is not second
+
+
+def test_what_was_learned_goes_with_the_method_and_not_into_copies(toy: Toy, faces: Tensor) -> None:
+    target = toy(lambda images: {"channels": blurred(images)})
+    front = learn_front(attacker(target, faces))
+    assert learn_front(attacker(copy.deepcopy(target), faces)) is not front
+    method, learned = weakref.ref(target), weakref.ref(front)
+    del target, front
+    gc.collect()
+    assert method() is None and learned() is None
 
 
 def test_numbers_alone_give_the_mean_face(toy: Toy) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -31,8 +30,25 @@ _BATCH, _BYTES = 32, 1 << 26
 _FIRST_DRAW = 1 << 16
 
 _Learned = TypeVar("_Learned")
-# the last thing learned of each target, what it was learned from, and the value itself
-_SHARED: WeakKeyDictionary[Method, tuple[Hashable, tuple[Any, ...], Any]] = WeakKeyDictionary()
+
+
+class _Shelf:
+    """The last thing learned of a method, and what it was learned from.
+
+    It lies on the method, to which what was learned leads back: in a table by method, a weak one too, both would stay.
+    """
+
+    def __init__(self) -> None:
+        self.known: tuple[Hashable, tuple[Any, ...], Any] | None = None
+
+    @classmethod
+    def of(cls, method: Method) -> _Shelf:
+        found: _Shelf = method.__dict__.setdefault("_shelf", cls())
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shelf:
+        # of a copy nothing is known
+        return _Shelf()
 
 
 @dataclass(frozen=True)
@@ -298,12 +314,11 @@ class Attacker:
         weights = tuple(float(tensor.detach().double().sum()) for tensor in self._method.state_dict().values())
         sources = (None if self._faces is None else self._faces.images, self._pairs)
         key = (learn.__qualname__, self.threat.sees, self.budget, self.seed, weights, tuple(map(id, sources)))
-        known = _SHARED.get(self._method)
-        if known is None or known[0] != key:
+        shelf = _Shelf.of(self._method)
+        if shelf.known is None or shelf.known[0] != key:
             # the sources are kept with it, so that their ids stay theirs
-            known = key, sources, learn()
-            _SHARED[self._method] = known
-        found: _Learned = known[2]
+            shelf.known = key, sources, learn()
+        found: _Learned = shelf.known[2]
         return found
 
     def deployments(self) -> Deployments:
