@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppfr import custom_method
 from ppfr.attacks import Has, Knows, Recovery, Sees, ThreatModel, create_attack
-from ppfr.attacks.observed import Observed
+from ppfr.attacks.observed import Observed, distinct_views
 from ppfr.errors import AttackError
 from ppfr.methods import Method
 
@@ -89,7 +89,26 @@ def test_one_payload_is_attacked_as_linear_inversion_does(toy: Toy, images: Tens
 def test_equal_payloads_give_no_more_than_one(toy: Toy, images: Tensor, faces: Tensor) -> None:
     target = toy(edges)
     one, many = (union(target, images, faces, views) for views in (1, 4))
-    assert torch.allclose(one.images, many.images, atol=1e-4)
+    assert torch.equal(one.images, many.images)
+
+
+def test_views_that_repeat_others_are_left_out() -> None:
+    """Payloads of two images in two tensors: the second view is new in one tensor only, and that counts."""
+    first = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([5, 6])}
+    second = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([5, 7])}
+
+    def joined(*views: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: torch.cat([view[name] for view in views]) for name in first}
+
+    for given, kept in (
+        ([first], [first]),
+        ([first, first, first], [first]),
+        ([first, second, second], [first, second]),
+        ([first, second, first], [first, second]),
+    ):
+        found, views = distinct_views(joined(*given), len(given))
+        assert views == len(kept)
+        assert all(torch.equal(found[name], values) for name, values in joined(*kept).items())
 
 
 def test_an_unprotected_image_comes_back(toy: Toy, images: Tensor, faces: Tensor) -> None:

@@ -12,6 +12,7 @@ from ppfr.attacks.affine import AFFINE_TOLERANCE, Survey, affine_tensors, survey
 from ppfr.attacks.attacker import Attacker, client_knowledge
 from ppfr.attacks.base import AttackOptions, Recovery, RecoveryAttack, register
 from ppfr.attacks.newton import differentiable_tensors
+from ppfr.attacks.observed import distinct_views
 from ppfr.attacks.priors import FacePrior, public_prior
 from ppfr.attacks.search import Effort, Search
 from ppfr.attacks.threat import Has, Sees, ThreatModel
@@ -63,7 +64,8 @@ class LinearInversion(RecoveryAttack):
         surveys = [survey(hypothesis, prior) for hypothesis in hypotheses]
         affine, curved = self._usable(attacker.target.name, hypotheses, surveys, prior)
         linear = bool(affine)
-        search = Search(hypotheses, surveys, prior, payload.tensors, attacker.views, self._effort(), attacker.progress)
+        tensors, views = distinct_views(payload.tensors, attacker.views)
+        search = Search(hypotheses, surveys, prior, tensors, views, self._effort(), attacker.progress)
         if linear:
             search.solve(affine, quietly=bool(curved))
         if curved:

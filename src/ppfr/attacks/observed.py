@@ -46,6 +46,22 @@ def _label(name: str, place: int) -> str:
     return name if place == 0 else f"{name} of hypothesis {place + 1}"
 
 
+def distinct_views(tensors: Mapping[str, Tensor], views: int) -> tuple[dict[str, Tensor], int]:
+    """The views of images that say something new, and how many: a client without draws sends the same every time.
+
+    Row `view * images + image` of `tensors` is of that image.
+    """
+    count = len(next(iter(tensors.values()))) // views
+    kept: list[dict[str, Tensor]] = []
+    for view in range(views):
+        part = {name: tensor[view * count : (view + 1) * count] for name, tensor in tensors.items()}
+        if not any(all(torch.equal(part[name], known[name]) for name in part) for known in kept):
+            kept.append(part)
+    if len(kept) == views:
+        return dict(tensors), views
+    return {name: torch.cat([part[name] for part in kept]) for name in tensors}, len(kept)
+
+
 class Observed:
     """Payloads of some images, arranged as the tensors of a `joined_hypothesis`.
 
