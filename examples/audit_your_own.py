@@ -21,11 +21,11 @@ import ppfr
 from ppfr.attacks.audit import audit
 from ppfr.data.sources import open_splits
 from ppfr.networks import Recogniser
-from ppfr.quickstart import own_recogniser
 from ppfr.reports.audits import write_audit
 from ppfr.training.loop import train
 from ppfr.training.recipe import load_recipe
 from ppfr.training.run import Run
+from ppfr.workbench import own_recogniser
 
 SYNTHETIC = "synthetic:people=80,images=8"
 

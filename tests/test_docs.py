@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -15,13 +16,22 @@ DOCS = ROOT / "docs"
 PAGE = (DOCS / "methods.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def figures() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("figures", DOCS / "figures.py")
+def load_script(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def figures() -> ModuleType:
+    return load_script(DOCS / "figures.py")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.py")), ids=lambda file: file.stem)
+def test_examples_find_what_they_import(file: Path) -> None:
+    assert callable(load_script(file).main)
 
 
 def test_every_method_has_a_paragraph_and_a_picture() -> None:
