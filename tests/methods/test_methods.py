@@ -167,6 +167,16 @@ def test_a_server_embeds_without_the_secrets(images: Tensor, tmp_path) -> None:
         server.protect(images)
 
 
+def test_damaged_secrets_are_named(tmp_path) -> None:
+    ppfr.save(small("partialface"), tmp_path)
+    secrets = tmp_path / SECRETS_FILE
+    secrets.write_bytes(secrets.read_bytes()[:100])
+    with pytest.raises(
+        CheckpointError, match=r"secrets\.safetensors cannot be read as a client's secrets: .* copy it again"
+    ):
+        ppfr.load(tmp_path)
+
+
 def test_loading_refuses_what_is_not_whole(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         ppfr.load(tmp_path)

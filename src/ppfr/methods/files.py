@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ppfr.errors import CheckpointError, MethodError
 from ppfr.methods.base import BackboneSpec, Method, create
@@ -67,8 +68,20 @@ def load_method(run_or_file: Path | str, *, expect: str | None = None, partial: 
     method.drop_secrets()
     secrets = path.with_name(SECRETS_FILE)
     if method.info.secrets and secrets.is_file():
-        method.set_secrets(load_file(secrets))
+        method.set_secrets(read_secrets(secrets))
     return method.eval()
+
+
+def read_secrets(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `secrets.safetensors`; raises CheckpointError for a file that is damaged or none."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a client's secrets: {error}; copy it again from where it was made, or remove "
+            "it: the method then embeds and does not protect"
+        ) from error
+    return tensors
 
 
 def load_weights(method: Method, weights: Mapping[str, Any], origin: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from ppfr.errors import CheckpointError, MethodError
 from ppfr.files import atomic_path
 from ppfr.methods import Method, Payload, create
 from ppfr.methods.base import BackboneSpec
-from ppfr.methods.files import SECRETS_FILE
+from ppfr.methods.files import SECRETS_FILE, read_secrets
 from ppfr.methods.graph import NoGraph
 from ppfr.networks.gated import GatedConv2d
 from ppfr.serving.contract import Contract
@@ -90,7 +91,7 @@ class Protector:
         if self._method.info.secrets:
             if not (folder / SECRETS_FILE).is_file():
                 raise CheckpointError(f"{folder} lacks {SECRETS_FILE}; without its secrets a client cannot protect")
-            self._method.set_secrets(load_file(folder / SECRETS_FILE))
+            self._method.set_secrets(read_secrets(folder / SECRETS_FILE))
 
     @torch.no_grad()
     def protect(self, images: Tensor, generator: torch.Generator | None = None) -> Payload:
@@ -163,7 +164,7 @@ def _bare_client(folder: Path, contract: Contract) -> Method:
     method = create(config["method"], BackboneSpec.from_dict(config["backbone"]), **config["options"])
     try:
         method.client.load_state_dict(load_file(folder / CLIENT_FILE))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder / CLIENT_FILE} does not fit {config['method']}: {error}") from error
     if method.info.secrets:
         method.drop_secrets()
