@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -87,10 +88,12 @@ def _read_torch(path: Path) -> object:
         with torch.serialization.safe_globals(allowed):
             content: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        # the rest of PyTorch's message is advice to read such files in a way that can run code
+        reason = re.search(r"WeightsUnpickler error:\s*(.+?)(?:\.\s|\n|$)", str(error))
         raise CheckpointError(
-            f"{path.name} was refused by the tensors-only reader: {reason} "
-            "Save its state_dict alone, with torch.save or as safetensors"
+            f"{path.name} is no PyTorch checkpoint, or holds more than tensors, and was not opened "
+            f"({reason[1] if reason else type(error).__name__}). Save its state_dict alone, with torch.save or as "
+            "safetensors"
         ) from error
     except Exception as error:  # a damaged file fails in torch, zipfile or pickle, each with errors of its own
         raise CheckpointError(
