@@ -130,7 +130,10 @@ def fit_crop(image: Images, size: int) -> Images:
     """A crop (H, H, 3) at another size, averaged down or bilinear up; raises DataError for one that is not square."""
     height, width = image.shape[:2]
     if height != width:
-        raise DataError(f"{width} x {height} is not square, so not an aligned crop; align it to {size} x {size} first")
+        raise DataError(
+            f"{width} x {height} is not square, so not an aligned crop; align it to {size} x {size} first "
+            "(`ppfr prepare` does)"
+        )
     if height == size:
         return image
     how = cv2.INTER_AREA if height > size else cv2.INTER_LINEAR
