@@ -179,9 +179,10 @@ def test_fresh_draws_differ(run: Path, tmp_path: Path, monkeypatch: pytest.Monke
         (["train", "arcface", "--data", "nowhere", "--out", "x"], "nowhere"),
         (
             ["train", "arcface", "--data", TINY, "--out", "x", "--set", "training.epoks=1"],
-            "training.epoks: Extra inputs are not permitted",
+            "training.epoks: unknown key; expected one of epochs, repeats, batch_size, ",
         ),
         (["train", "arcface", "--data", TINY, "--out", "x", "--teacher", "gone.pt"], "gone.pt"),
+        (["evaluate", __file__, "--data", TINY], f"{Path(__file__).name} is no PyTorch checkpoint"),
         (["evaluate", "nowhere", "--data", TINY], "nowhere does not exist; give a run folder"),
         (["quickstart", "--methods", "nofacenet"], "no method 'nofacenet'"),
         (["recipes", "nofacenet"], "no recipe 'nofacenet'"),
@@ -200,6 +201,16 @@ def test_mistakes_get_one_clear_line(
     assert message in text
     assert "Traceback" not in text
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_refused_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x"
+    assert ppfr_command(monkeypatch, "train", "arcface", "--data", TINY, "--out", out, "--device", name) == 2
+    assert name in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_broken_photo_is_named(

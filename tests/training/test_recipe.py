@@ -37,10 +37,13 @@ def test_the_papers_schedule_is_the_references() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["training.epoks=3"], r"training\.epoks: Extra inputs are not permitted \(got 3\)"),
+        (["training.epoks=3"], r"training\.epoks: unknown key; expected one of epochs, .*, freeze_norm \(got 3\)"),
+        (["training.optimizer.learning_rate=1"], r"learning_rate: unknown key; expected one of name, lr, "),
+        (["data=[{folder: x}]"], r"data\.0\.folder: unknown key; expected one of source, share, weight"),
+        (["epochs=3"], r"epochs: unknown key; expected one of .*, training, "),
         (["training.optimizer.lr=-1"], r"training\.optimizer\.lr: .* greater than 0 \(got -1\)"),
         (["training.epochs=many"], r"training\.epochs: .* \(got 'many'\)"),
-        (["stages.server.epocs=1"], r"stages\.server\.epocs: Extra inputs"),
+        (["stages.server.epocs=1"], r"stages\.server\.epocs: unknown key"),
         (["training.epochs"], "is not KEY=VALUE"),
         (["training.epochs=[1"], r"the value '\[1' is not valid YAML"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 
@@ -27,6 +28,21 @@ out = Console()
 def _name_the_command() -> None:
     # with this the command is named on the line even while the application knows but one
     return None
+
+
+def _usable_device(name: str) -> str:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise typer.BadParameter(
+            f"{name!r} is no device; expected cpu, cuda or, for one of several GPUs, cuda:1"
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise typer.BadParameter(
+            f"{name!r}: PyTorch {torch.__version__} finds {torch.cuda.device_count()} GPUs here; leave --device out to "
+            "compute on the processor"
+        )
+    return name
 
 
 # what minutes on two cores can train on
@@ -59,7 +75,7 @@ PayloadSettings = Annotated[
         help="Another setting of the payload than in training: KEY=VALUE, see `ppfr methods NAME`. Repeatable.",
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")]
+DeviceOption = Annotated[str, typer.Option(callback=_usable_device, help="Where to compute: cpu, cuda, cuda:1 ...")]
 SeedOption = Annotated[int, typer.Option(help="Seed of weights, batches, draws and pairs.")]
 
 

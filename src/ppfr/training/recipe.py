@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -269,5 +269,17 @@ def _parse(model: type[_Model], values: Mapping[str, Any], prefix: str) -> _Mode
         lines = []
         for problem in error.errors():
             path = ".".join([part for part in (prefix, *map(str, problem["loc"])) if part])
-            lines.append(f"{path}: {problem['msg']} (got {problem['input']!r})")
+            told = _known_keys(model, problem["loc"]) if problem["type"] == "extra_forbidden" else problem["msg"]
+            lines.append(f"{path}: {told} (got {problem['input']!r})")
         raise RecipeError("; ".join(lines)) from error
+
+
+def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> str:
+    """What stands where `path`, which `model` refused, was written."""
+    for key in path[:-1]:
+        if isinstance(key, int):  # a place in a list, whose items the step before led to
+            continue
+        kind: Any = model.model_fields[key].annotation if key in model.model_fields else None
+        kinds = [kind, *get_args(kind)]
+        model = next((part for part in kinds if isinstance(part, type) and issubclass(part, BaseModel)), BaseModel)
+    return f"unknown key; expected one of {', '.join(model.model_fields)}" if model.model_fields else "unknown key"
