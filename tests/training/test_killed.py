@@ -103,15 +103,19 @@ def test_a_killed_run_goes_on_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_sigterm_writes_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("request_to_stop", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_request_to_stop_writes_a_checkpoint(request_to_stop: signal.Signals, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     rare = ("--set", "checkpoint_minutes=1000")
+    # a background job's children would inherit that Ctrl-C is ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, *command(run.folder, 500, *rare)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    signal.signal(signal.SIGINT, before)
     wait_for(run.metrics_file, process)
     assert not run.checkpoint_file.exists()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(request_to_stop)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == EXIT_STATUS, output
     assert "--resume" in output and "Traceback" not in output

@@ -95,7 +95,7 @@ def compare_command(
     try:
         outcomes = job.run(write)
     except Interrupted as stopped:
-        console.print("SIGTERM stopped the comparison; repeat the command to go on", soft_wrap=True)
+        console.print("the comparison was stopped; repeat the command to go on", soft_wrap=True)
         raise typer.Exit(EXIT_STATUS) from stopped
     tables = comparison_tables(outcomes)
     if as_json:

@@ -1,4 +1,4 @@
-"""SIGTERM as a request: finish the step, write a checkpoint, go."""
+"""SIGTERM and Ctrl-C as a request: finish the step, write a checkpoint, go."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from types import FrameType
 
 from ppfr.errors import PpfrError
 
-# what shells and schedulers see of a process that SIGTERM ended
+# what shells and schedulers see of a process that SIGTERM ended; the same after Ctrl-C
 EXIT_STATUS = 128 + signal.SIGTERM
 
 
 class Interrupted(PpfrError):
-    """Training was asked to stop by SIGTERM and has written a checkpoint to go on from."""
+    """Training was asked to stop by SIGTERM or Ctrl-C and has written a checkpoint to go on from."""
 
 
 @contextmanager
 def termination_requested() -> Iterator[Callable[[], bool]]:
-    """A block in which SIGTERM ends nothing; the callable tells whether one has come.
+    """A block in which SIGTERM and Ctrl-C (SIGINT) end nothing; the callable tells whether one has come.
 
     Outside the main thread, where Python takes no signals, it never tells so.
     """
@@ -32,8 +32,11 @@ def termination_requested() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    before = signal.signal(signal.SIGTERM, note)
+    # a shell's background jobs ignore Ctrl-C, which is meant for others
+    wanted = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {one: signal.signal(one, note) for one in wanted}
     try:
         yield lambda: bool(received)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)

@@ -175,7 +175,7 @@ class StageTrainer:
     def run_epochs(self, state: Mapping[str, Any] | None, seconds: float, notes: Mapping[str, Any]) -> float:
         """Take all steps of the stage (those after `state` when resuming); returns the seconds spent so far.
 
-        After SIGTERM to any rank the step under way is finished and a checkpoint written. Raises Interrupted then.
+        After SIGTERM or Ctrl-C to any rank the step under way is finished, a checkpoint written, Interrupted raised.
         """
         step = 0 if state is None else self._restore(state)
         for module in (self.method, self.parts):
@@ -212,7 +212,7 @@ class StageTrainer:
         self._save(step, elapsed, notes)
         if stops:
             raise Interrupted(
-                f"SIGTERM stopped stage {self.stage.name!r} after step {step} of {self.steps}; a checkpoint is in "
+                f"stopped in stage {self.stage.name!r} after step {step} of {self.steps}; a checkpoint is in "
                 f"{self.run.folder}: repeat the command with --resume to go on"
             )
         return elapsed
