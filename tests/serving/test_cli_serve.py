@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def run(deployment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.delenv(ENVIRONMENT, raising=False)
 
     def command(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["ppfr", "serve", str(deployment), *map(str, arguments)])
+        monkeypatch.setattr("sys.argv", ["ppfr", "serve", str(deployment), "--port", "0", *map(str, arguments)])
         status = 0
         try:
             main()
@@ -64,3 +65,12 @@ def test_milvus_is_an_index(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "milvus.db"
     status, told = run("--key-file", tmp_path / "gallery.key", "--init", "--index", f"milvus:{file}")
     assert status == 0 and "0 templates" in told and file.exists()
+
+
+def test_a_port_in_use_is_named_before_anything_is_made(run: Run, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, printed = run("--key-file", tmp_path / "k.key", "--init", "--port", port)
+    assert status == 1
+    assert f"ServiceError: cannot listen at 127.0.0.1:{port}: " in printed
+    assert not (tmp_path / "k.key").exists()

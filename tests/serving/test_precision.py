@@ -138,7 +138,8 @@ def test_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr("uvicorn.run", listen)
     image = torch.rand((1, 3, 112, 112), generator=torch.Generator().manual_seed(0)) * 2 - 1
     message = Protector(tmp_path / "out" / "client").to_bytes(image)
-    options = ("--gallery", f"sqlite:///{tmp_path}/gallery.db", "--key-file", tmp_path / "gallery.key", "--init")
+    gallery = f"sqlite:///{tmp_path}/gallery.db"
+    options = ("--gallery", gallery, "--key-file", tmp_path / "gallery.key", "--init", "--port", "0")
     for precision in ("float32", "int8"):
         assert typed(monkeypatch, tmp_path / "out", *options, "--precision", precision, command="serve") == 0
     assert "warning: arcface protects nothing" in " ".join(capsys.readouterr().err.split())

@@ -205,7 +205,7 @@ def test_what_the_page_lacks_is_named(deployment: Path, tmp_path: Path, runtime_
 def test_serve_says_what_the_page_lacks(deployment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPFR_CACHE", str(tmp_path / "cache"))
     Keyring.create().save(tmp_path / "key")
-    gallery = ["--gallery", f"sqlite:///{tmp_path}/gallery.db", "--key-file", str(tmp_path / "key")]
+    gallery = ["--gallery", f"sqlite:///{tmp_path}/gallery.db", "--key-file", str(tmp_path / "key"), "--port", "0"]
     result = CliRunner().invoke(application(), ["serve", str(deployment), *gallery, "--page-client", str(deployment)])
     assert result.exit_code != 0
     assert "fetch it with `ppfr web-assets`" in f"{result.output} {result.exception}"

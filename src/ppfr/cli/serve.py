@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,7 @@ from ppfr.cli.gallery import (
     TemplateKeyFileOption,
     template_keys,
 )
-from ppfr.errors import GalleryError
+from ppfr.errors import GalleryError, ServiceError
 
 if TYPE_CHECKING:
     from ppfr.serving.web import Page
@@ -84,6 +85,7 @@ def serve(
     from ppfr.serving.server import ServerLimits, create_app
     from ppfr.serving.start import open_service
 
+    _refuse_taken_port(host, port)
     for file in (key_file, template_key_file):
         if init and file is not None and not file.exists():
             Keyring.create().save(file)
@@ -117,6 +119,17 @@ def serve(
     )
     application = create_app(service, ServerLimits(rate=rate, burst=max(1, round(2 * rate))), page)
     uvicorn.run(application, host=host, port=port, access_log=False, log_level="warning")
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    # uvicorn finds out only after an admin key was made and the address was announced
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ServiceError(
+            f"cannot listen at {host}:{port}: {error.strerror}; choose another --port or --host"
+        ) from error
 
 
 def _page(client: Path, detector: Path | None, contract: str) -> Page:
