@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from ppfr.errors import CheckpointError, PayloadError
-from ppfr.methods import Payload, create
+from ppfr.methods import BackboneSpec, Payload, create
 from ppfr.serving.contract import Contract
-from ppfr.serving.export import Embedder, Protector
+from ppfr.serving.export import Embedder, Protector, export_method
 from serving.conftest import SPEC, build_method
 
 
@@ -64,6 +64,18 @@ def test_a_folder_that_is_no_deployment_is_refused(tmp_path: Path) -> None:
     (tmp_path / "contract.json").write_text('{"format": 1}')
     with pytest.raises(CheckpointError, match="cannot be read as a contract"):
         Embedder(tmp_path)
+
+
+def test_a_folder_of_another_deployment_is_left_as_it_is(tmp_path: Path) -> None:
+    method = create("arcface", BackboneSpec("mobilefacenet", 16, 0.125, (112, 112)), seed=0).eval()
+    first = export_method(method, tmp_path)
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert export_method(method, tmp_path).contract == first.contract
+    other = create("arcface", BackboneSpec("mobilefacenet", 16, 0.125, (112, 112)), seed=1).eval()
+    for refused, coding in ((other, "float32"), (method, "int8")):
+        with pytest.raises(CheckpointError, match=rf"client holds another deployment \(contract {first.contract.id}"):
+            export_method(refused, tmp_path, coding=coding)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
 
 
 def test_the_contract_binds_weights_and_settings_and_comes_back(tmp_path: Path) -> None:

@@ -55,9 +55,11 @@ def export_method(method: Method, out: Path, *, coding: str = "float32", seed: i
 
     Where the method's client can be a graph, `out`/client also holds that as ONNX, with secrets and draws as inputs.
     The server's folder holds no secret and nothing of the client. Raises MethodError when the method lacks its secrets
-    or when ONNX Runtime or the reloaded client does not compute what the method computes.
+    or when ONNX Runtime or the reloaded client does not compute what the method computes, CheckpointError for a folder
+    that holds another deployment.
     """
     contract = Contract.of(method, coding)
+    _refuse_other_deployment(out, contract)
     images = torch.rand((3, 3, *method.input_size), generator=torch.Generator().manual_seed(seed)) * 2 - 1
     payload = _protect(method, images, seed)
     for half in (CLIENT, SERVER):
@@ -78,6 +80,18 @@ def export_method(method: Method, out: Path, *, coding: str = "float32", seed: i
             f"value; expected at most {TOLERANCE:g}"
         )
     return Exported(contract, difference, batch, graph)
+
+
+def _refuse_other_deployment(out: Path, contract: Contract) -> None:
+    """Where two deployments mix, clients and graphs of one meet the contract of the other."""
+    for half in (out / CLIENT, out / SERVER):
+        if half.is_dir() and any(half.iterdir()):
+            found = Contract.load(half)
+            if found != contract:
+                raise CheckpointError(
+                    f"{half} holds another deployment (contract {found.id}, coding {found.coding}; this one is "
+                    f"{contract.id}, {contract.coding}); choose another folder, or remove it first"
+                )
 
 
 class Protector:
