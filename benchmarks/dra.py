@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppfr.methods.patterns import EmbeddingMatch, UpdateRule, find_patterns
+from ppfr.methods.common.patterns import EmbeddingMatch, UpdateRule, find_patterns
 from ppfr.networks import Backbone, build_backbone
 from ppfr.networks.inference import folded, reading_channel
 from ppfr.transforms import remove_frequencies

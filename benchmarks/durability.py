@@ -19,9 +19,9 @@ from pathlib import Path
 
 import httpx
 
-from ppfr.progress import track
-from ppfr.serving.check import check_gallery
-from ppfr.serving.gallery import Gallery
+from ppfr.serving.deployment.check import check_gallery
+from ppfr.serving.gallery.gallery import Gallery
+from ppfr.util.progress import track
 from serverprocess import Server, messages, tiny_deployment
 
 API = "/api/v1/recognition"

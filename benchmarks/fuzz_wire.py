@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import zstandard
 
-from ppfr.errors import PayloadError
 from ppfr.methods import BackboneSpec, Payload, create
-from ppfr.progress import track
+from ppfr.util.errors import PayloadError
+from ppfr.util.progress import track
 
 CODINGS = ("float32", "float16", "int8", "planes:0.05")
 

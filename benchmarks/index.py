@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppfr.serving.index import ExactIndex
+from ppfr.serving.search.index import ExactIndex
 
 CHUNK, LIMIT = 50_000, 10
 

@@ -24,7 +24,7 @@ from ppfr.attacks.base import create_attack
 from ppfr.attacks.leakage import measure_leakage
 from ppfr.data.images import to_tensor
 from ppfr.data.sources import open_splits
-from ppfr.evaluation.identification import draw_search
+from ppfr.evaluation.metrics.identification import draw_search
 from ppfr.methods import Method, Payload
 
 FULL = 32

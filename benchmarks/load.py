@@ -17,9 +17,9 @@ import httpx
 import numpy as np
 import torch
 
-from ppfr.progress import track
 from ppfr.serving.contract import Contract
-from ppfr.serving.gallery import Gallery
+from ppfr.serving.gallery.gallery import Gallery
+from ppfr.util.progress import track
 from serverprocess import Server, messages, tiny_deployment
 
 ROUTE = "/api/v1/recognition/recognize"

@@ -20,9 +20,9 @@ from torch import Tensor
 
 import ppfr
 from dct import ALL, straightforward, straightforward_inverse
-from ppfr.memory import tune_memory
 from ppfr.methods.minusface import CHANNELS
 from ppfr.transforms.shuffle import draw_permutations
+from ppfr.util.memory import tune_memory
 
 
 def contestants(width: float, batch: int) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:

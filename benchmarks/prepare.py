@@ -18,11 +18,11 @@ from typing import TypeVar
 
 import cv2
 
-from ppfr.data.align import align
-from ppfr.data.detectors import open_detector
-from ppfr.data.opencv import one_thread_each, quiet
-from ppfr.data.photographs import open_photographs
-from ppfr.data.prepare import prepare
+from ppfr.data.detection.align import align
+from ppfr.data.detection.detectors import open_detector
+from ppfr.data.preparation.photographs import open_photographs
+from ppfr.data.preparation.prepare import prepare
+from ppfr.util.opencv import one_thread_each, quiet
 
 Result = TypeVar("Result")
 LONGEST = 700

@@ -23,15 +23,16 @@ import cv2
 import numpy as np
 
 from ppfr.data.batches import Batches
-from ppfr.data.convert import convert
 from ppfr.data.faceset import FaceSet, Skipped
+from ppfr.data.formats.convert import convert
+from ppfr.data.formats.listings import open_records
+from ppfr.data.formats.recordfiles import TextPacker
+from ppfr.data.formats.recordio import unpack_image
+from ppfr.data.formats.records import IndexedRecords
+from ppfr.data.formats.rowindex import RowIndex, index_path, save_index, stamps
+from ppfr.data.formats.tfrecord import unpack_record
 from ppfr.data.images import usable_cores
-from ppfr.data.recordfiles import TextPacker
-from ppfr.data.recordio import unpack_image
-from ppfr.data.records import IndexedRecords
-from ppfr.data.rowindex import RowIndex, index_path, save_index, stamps
-from ppfr.data.sources import open_faces, open_records
-from ppfr.data.tfrecord import unpack_record
+from ppfr.data.sources import open_faces
 
 BATCH = 256
 SIZE = 112

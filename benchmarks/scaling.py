@@ -27,9 +27,9 @@ import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from ppfr.distributed.process_group import Ranks
 from ppfr.heads import ShardedHead
-from ppfr.memory import tune_memory
-from ppfr.ranks import Ranks
+from ppfr.util.memory import tune_memory
 
 FLOAT = 4
 

@@ -16,9 +16,9 @@ import torch
 
 from ppfr.methods import BackboneSpec, create
 from ppfr.serving.contract import Contract
-from ppfr.serving.export import Protector, export_method
-from ppfr.serving.gallery import Gallery, Role
-from ppfr.serving.keyring import Keyring
+from ppfr.serving.deployment.export import Protector, export_method
+from ppfr.serving.gallery.gallery import Gallery, Role
+from ppfr.util.keyring import Keyring
 
 
 def tiny_deployment(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from ppfr.progress import track
+from ppfr.util.progress import track
 from serverprocess import Server, messages, tiny_deployment
 
 API = "/api/v1/recognition"

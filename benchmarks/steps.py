@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 import ppfr
 from dct import ALL, straightforward, straightforward_inverse
-from ppfr.memory import tune_memory
 from ppfr.methods import Method, Stage, minusface, proface_c
 from ppfr.networks.prelu import PReLU
 from ppfr.training.distillation import Distillation
+from ppfr.util.memory import tune_memory
 
 # images that calibrate a stage, so that every kind of payload is seen
 _SAMPLE = 144

@@ -17,11 +17,11 @@ import cv2
 import torch
 
 from ppfr.data.images import Images, to_tensor
-from ppfr.data.synthetic import SyntheticFaces
-from ppfr.files import atomic_path
+from ppfr.data.synthetic.faces import SyntheticFaces
+from ppfr.experiments.workbench import Workbench
 from ppfr.methods import method_names
 from ppfr.reports.pictures import describe_payload, payload_picture
-from ppfr.workbench import Workbench
+from ppfr.util.files import atomic_path
 
 FOLDER = Path(__file__).parent / "pictures"
 DATA = "synthetic:people=40,images=4"

@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ppfr
-from ppfr.attacks.audit import audit
+from ppfr.auditing.audit import audit
 from ppfr.data.sources import open_splits
+from ppfr.experiments.workbench import own_recogniser
 from ppfr.networks import Recogniser
+from ppfr.recipes.recipe import load_recipe
 from ppfr.reports.audits import write_audit
 from ppfr.training.loop import train
-from ppfr.training.recipe import load_recipe
 from ppfr.training.run import Run
-from ppfr.workbench import own_recogniser
 
 SYNTHETIC = "synthetic:people=80,images=8"
 

@@ -14,7 +14,7 @@ import torch
 import ppfr
 from ppfr.attacks.base import create_attack
 from ppfr.data.images import to_tensor
-from ppfr.data.synthetic import SyntheticFaces
+from ppfr.data.synthetic.faces import SyntheticFaces
 from ppfr.reports.pictures import contact_sheet, payload_picture, save_png
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from ppfr.attacks.card import (
+from ppfr.auditing.card import (
     Attacker,
     Audited,
     Beside,

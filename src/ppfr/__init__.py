@@ -8,7 +8,12 @@ embedding = method.embed(payload)         # on the server
 
 from typing import TYPE_CHECKING, Any
 
-from ppfr.errors import (
+from ppfr.methods import Method, MethodInfo, Payload, create, method_names, register
+from ppfr.methods.common.custom import custom_method
+from ppfr.methods.common.files import load_method as load
+from ppfr.methods.common.files import save_method as save
+from ppfr.networks import load_checkpoint, load_recogniser
+from ppfr.util.errors import (
     AttackError,
     CheckpointError,
     DataError,
@@ -18,11 +23,6 @@ from ppfr.errors import (
     RecipeError,
     ShapeError,
 )
-from ppfr.methods import Method, MethodInfo, Payload, create, method_names, register
-from ppfr.methods.custom import custom_method
-from ppfr.methods.files import load_method as load
-from ppfr.methods.files import save_method as save
-from ppfr.networks import load_checkpoint, load_recogniser
 
 if TYPE_CHECKING:
     from ppfr.serving.client import AsyncClient, Client

@@ -12,10 +12,10 @@ from tests.attacks.conftest import SIZE, smooth_images
 from torch import Tensor
 
 from ppfr.attacks import Has, Inference, Pairs, PublicFaces, ThreatModel, create_attack
-from ppfr.attacks.attributes import DARK_HAIR, dark_hair, hair_brightness
-from ppfr.attacks.success import AttributeAccuracy, Truth, measure
-from ppfr.errors import AttackError, ShapeError
+from ppfr.attacks.inference.attributes import DARK_HAIR, dark_hair, hair_brightness
+from ppfr.attacks.metrics import AttributeAccuracy, Truth, measure
 from ppfr.methods import Method
+from ppfr.util.errors import AttackError, ShapeError
 
 Toy = Callable[..., Method]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ppfr.attacks.attacker import Attacker
 from ppfr.attacks.base import AttackOptions, Recovery, RecoveryAttack, attack_names, create_attack, register
 from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
-from ppfr.errors import AttackError, PayloadError
 from ppfr.methods import Method, MethodInfo, Payload
+from ppfr.util.errors import AttackError, PayloadError
 
 NEEDS = ThreatModel(Sees.PAYLOAD, Knows.METHOD, frozenset({Has.FACES}))
 

@@ -15,12 +15,12 @@ import ppfr
 from ppfr.attacks import Has, Knows, Sees, ThreatModel, create_attack, try_attack
 from ppfr.attacks.attacker import Attacker
 from ppfr.attacks.deployments import second_deployment
-from ppfr.attacks.success import Figure
+from ppfr.attacks.metrics import Figure
 from ppfr.data.faceset import FaceSet
-from ppfr.errors import AttackError, MethodError
 from ppfr.methods import BackboneSpec, Method, MethodInfo, MethodOptions, PayloadSchema, Stage, TensorSpec
-from ppfr.methods.base import secret_option
-from ppfr.methods.custom import custom_method
+from ppfr.methods.common.base import secret_option
+from ppfr.methods.common.custom import custom_method
+from ppfr.util.errors import AttackError, MethodError
 
 SIZE, PHOTOS = (12, 12), 4
 

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from tests.attacks.conftest import SIZE, smooth_images
 from torch import Tensor
 
-from ppfr.attacks import front as front_module
 from ppfr.attacks.attacker import Attacker, PublicFaces, portions
-from ppfr.attacks.front import Front, learn_front
-from ppfr.attacks.planes import MOST_PLANES, PayloadPlanes
+from ppfr.attacks.learned import features as front_module
+from ppfr.attacks.learned.features import Front, learn_front
+from ppfr.attacks.learned.payload_maps import MOST_PLANES, PayloadPlanes
+from ppfr.attacks.learned.wiener_filter import WienerFilter
 from ppfr.attacks.threat import Has, ThreatModel
-from ppfr.attacks.wiener import WienerFilter
 from ppfr.methods import Method, Payload, PayloadSchema, TensorSpec
 
 Toy = Callable[..., Method]

@@ -12,10 +12,10 @@ from tests.attacks.conftest import ToyMethod, smooth_images
 from torch import Tensor, nn
 
 from ppfr.attacks import Has, Knows, Linkage, Pairs, ThreatModel, create_attack
-from ppfr.attacks.identity_linkage import mirrored
-from ppfr.errors import AttackError, MethodError
+from ppfr.attacks.linkage.identity_linkage import mirrored
 from ppfr.methods import Method, Payload, PayloadSchema, TensorSpec
 from ppfr.networks.base import reset_weights
+from ppfr.util.errors import AttackError, MethodError
 
 Toy = Callable[..., Method]
 

@@ -16,8 +16,8 @@ from ppfr.attacks.base import Recovery, create_attack
 from ppfr.attacks.leakage import measure_leakage, try_attack
 from ppfr.data.faceset import FaceSet
 from ppfr.data.sources import open_faces
-from ppfr.errors import AttackError, DataError
 from ppfr.methods import Method
+from ppfr.util.errors import AttackError, DataError
 
 PEOPLE, PHOTOS = 8, 4
 

@@ -12,9 +12,9 @@ from tests.attacks.conftest import smooth_images
 from torch import Tensor
 
 from ppfr.attacks import Has, Pairs, Recovery, ThreatModel, create_attack
-from ppfr.errors import AttackError
-from ppfr.evaluation.similarity import ssim
+from ppfr.evaluation.metrics.similarity import ssim
 from ppfr.methods import Method
+from ppfr.util.errors import AttackError
 
 Toy = Callable[..., Method]
 

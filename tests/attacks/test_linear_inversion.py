@@ -12,13 +12,13 @@ from torch import Tensor
 
 import ppfr
 from ppfr.attacks.base import Has, Knows, ThreatModel, create_attack
-from ppfr.attacks.newton import Linearised
-from ppfr.attacks.observed import quantiser_steps
-from ppfr.attacks.priors import to_planes
-from ppfr.attacks.search import screen
-from ppfr.errors import AttackError
-from ppfr.evaluation.similarity import ssim
+from ppfr.attacks.inverse.face_prior import to_planes
+from ppfr.attacks.inverse.gauss_newton import Linearised
+from ppfr.attacks.inverse.hypothesis_search import screen
+from ppfr.attacks.inverse.observations import quantiser_steps
+from ppfr.evaluation.metrics.similarity import ssim
 from ppfr.methods import Method, Payload, PayloadSchema, TensorSpec
+from ppfr.util.errors import AttackError
 
 Toy = Callable[..., Method]
 
@@ -73,8 +73,8 @@ def test_the_draw_is_found_by_residual_where_energies_do_not_tell(toy: Toy, imag
 
 
 def test_energies_alone_tell_orders_apart(toy: Toy, images: Tensor, faces: Tensor) -> None:
-    from ppfr.attacks.affine import survey
-    from ppfr.attacks.priors import faces_prior
+    from ppfr.attacks.inverse.face_prior import faces_prior
+    from ppfr.attacks.inverse.linear_operator import survey
 
     orders = [torch.arange(9), torch.arange(9).flip(0)]
     target = toy(*[lambda images, o=order: {"channels": derivatives(images)["channels"][:, o]} for order in orders])

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppfr.attacks.local import LocalOperator, LocalSystem, conjugate_gradients, square
-from ppfr.attacks.priors import divergence, gradients, to_images, to_planes
-from ppfr.errors import AttackError
+from ppfr.attacks.inverse.banded_solver import LocalOperator, LocalSystem, conjugate_gradients, square
+from ppfr.attacks.inverse.face_prior import divergence, gradients, to_images, to_planes
+from ppfr.util.errors import AttackError
 
 HEIGHT, WIDTH = 9, 8
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ppfr import custom_method
 from ppfr.attacks import Has, Knows, Recovery, Sees, ThreatModel, create_attack
-from ppfr.attacks.observed import Observed, distinct_views
-from ppfr.errors import AttackError
+from ppfr.attacks.inverse.observations import Observed, distinct_views
 from ppfr.methods import Method
+from ppfr.util.errors import AttackError
 
 Toy = Callable[..., Method]
 SIZE = (24, 20)

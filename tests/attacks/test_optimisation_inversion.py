@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ppfr import custom_method
 from ppfr.attacks import Budget, Has, Knows, Recovery, Sees, ThreatModel, create_attack
-from ppfr.attacks.priors import SpectralFaces, faces_prior, smooth_prior
-from ppfr.errors import AttackError
-from ppfr.evaluation.similarity import ssim
+from ppfr.attacks.inverse.face_prior import SpectralFaces, faces_prior, smooth_prior
+from ppfr.evaluation.metrics.similarity import ssim
 from ppfr.methods import Method
+from ppfr.util.errors import AttackError
 
 Toy = Callable[..., Method]
 SIZE = (24, 20)

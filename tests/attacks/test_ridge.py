@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppfr.attacks.ridge import fit_map, unit
+from ppfr.attacks.learned.ridge import fit_map, unit
 
 
 def draw(*shape: int, seed: int) -> Tensor:

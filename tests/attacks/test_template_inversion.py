@@ -11,11 +11,11 @@ from tests.attacks.conftest import SIZE, smooth_images
 from torch import Tensor, nn
 
 from ppfr.attacks import BUDGETS, Budget, Has, Recovery, Sees, ThreatModel, create_attack, stored_templates
-from ppfr.attacks.template_inversion import coarse_first, filtered
-from ppfr.errors import AttackError, MethodError
+from ppfr.attacks.recovery.template_inversion import coarse_first, filtered
 from ppfr.methods import Method
-from ppfr.methods.custom import custom_method
+from ppfr.methods.common.custom import custom_method
 from ppfr.networks import Preprocessing
+from ppfr.util.errors import AttackError, MethodError
 
 
 class Folds(nn.Module):

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ppfr.data.convert import convert
+from ppfr.data.formats.convert import convert
 
 
 def tiny_image(number: int, suffix: str = ".jpg") -> bytes:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppfr.data.align import CROP_SIZES, align, inverted, moved, scale_of, similarity, template, warp
-from ppfr.errors import DataError
+from ppfr.data.detection.align import CROP_SIZES, align, inverted, moved, scale_of, similarity, template, warp
+from ppfr.util.errors import DataError
 
 
 def umeyama(points: np.ndarray, target: np.ndarray) -> np.ndarray:

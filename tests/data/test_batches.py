@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ppfr.data.batches import Augmentation, Batch, Batches, augment
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
-from ppfr.errors import DataError
+from ppfr.util.errors import DataError
 
 STRONG = Augmentation(shift=3, jitter=0.2, grayscale=0.3, blur=0.3)
 

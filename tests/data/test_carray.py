@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarksets import write_carray
-from ppfr.data.carray import is_carray, load_carray
-from ppfr.errors import DataError
+from ppfr.data.formats.carray import is_carray, load_carray
 from ppfr.evaluation.evaluate import open_evaluation
+from ppfr.util.errors import DataError
+from support.benchmarksets import write_carray
 
 blosc = pytest.importorskip("blosc", reason="arrays of bcolz need the extra 'bcolz'")
 

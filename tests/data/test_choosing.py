@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppfr.data.align import template
-from ppfr.data.choosing import Annotated, Choice, Refusal, open_chooser
-from ppfr.data.detection import Detection
-from ppfr.data.photographs import Photograph
-from ppfr.errors import DataError
+from ppfr.data.detection.align import template
+from ppfr.data.detection.detector import Detection
+from ppfr.data.preparation.choosing import Annotated, Choice, Refusal, open_chooser
+from ppfr.data.preparation.photographs import Photograph
+from ppfr.util.errors import DataError
 
 PHOTO = Photograph("a/1.jpg", "a")
 SIZE = (400, 300)

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppfr.cli import main
-from ppfr.data import writers
-from ppfr.data.convert import convert
-from ppfr.data.recordio import LARGEST_LABEL, unpack_content
-from ppfr.data.sources import open_faces, open_records
-from ppfr.data.writers import FolderWriter, RecordIOWriter, TFRecordWriter
-from ppfr.errors import DataError
+from ppfr.data.formats import writers
+from ppfr.data.formats.convert import convert
+from ppfr.data.formats.listings import open_records
+from ppfr.data.formats.recordio import LARGEST_LABEL, unpack_content
+from ppfr.data.formats.writers import FolderWriter, RecordIOWriter, TFRecordWriter
+from ppfr.data.sources import open_faces
+from ppfr.util.errors import DataError
 
 SUFFIXES = ("", ".csv", ".txt", ".rec")
 

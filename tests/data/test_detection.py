@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ppfr.data import yunet
-from ppfr.data.align import align, moved, similarity, template
-from ppfr.data.detection import Detection, Detector, distinct, overlaps, suppress
-from ppfr.data.detectors import open_detector
+from ppfr.data.detection import yunet
+from ppfr.data.detection.align import align, moved, similarity, template
+from ppfr.data.detection.detector import Detection, Detector, distinct, overlaps, suppress
+from ppfr.data.detection.detectors import open_detector
+from ppfr.data.detection.looks import UprightLooks
 from ppfr.data.images import read_image
-from ppfr.data.looks import UprightLooks
-from ppfr.errors import CheckpointError, DataError
+from ppfr.util.errors import CheckpointError, DataError
 
 boxes = arrays(np.float64, st.tuples(st.integers(0, 12), st.just(4)), elements=st.integers(0, 20).map(float)).map(
     lambda found: np.hstack([found[:, :2], found[:, :2] + found[:, 2:] + 1])

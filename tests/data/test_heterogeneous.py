@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppfr.data.heterogeneous import (
+from ppfr.data.images import IMAGE_SUFFIXES
+from ppfr.data.protocols.heterogeneous import (
     PROTOCOLS,
     Domain,
     Entry,
@@ -17,8 +18,7 @@ from ppfr.data.heterogeneous import (
     parse_line,
     parse_list,
 )
-from ppfr.data.images import IMAGE_SUFFIXES
-from ppfr.errors import DataError
+from ppfr.util.errors import DataError
 
 LAMP, CASIA, TUFTS = PROTOCOLS["lamp-hq"], PROTOCOLS["casia-nir-vis"], PROTOCOLS["tufts"]
 BOTH = {Domain.VIS, Domain.NIR}

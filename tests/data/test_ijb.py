@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarksets import IMAGES, PEOPLE, faces, write_ijb
-from ppfr.data.ijb import IjbLists, is_ijb, open_ijb, read_ijb
-from ppfr.errors import DataError
+from ppfr.data.protocols.ijb import IjbLists, is_ijb, open_ijb, read_ijb
+from ppfr.util.errors import DataError
+from support.benchmarksets import IMAGES, PEOPLE, faces, write_ijb
 
 LISTS = (
     "name_5pts_score.txt",

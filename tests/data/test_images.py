@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ppfr.data.images import decode_image, read_image, to_tensor
-from ppfr.errors import DataError
+from ppfr.util.errors import DataError
 
 
 def picture(height: int = 112, width: int = 112, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ppfr.data.batches import Augmentation
 from ppfr.data.faceset import FaceSet
-from ppfr.data.joint import JointBatches, JointFaces, split_batch
-from ppfr.errors import DataError
+from ppfr.data.multi_dataset import JointBatches, JointFaces, split_batch
+from ppfr.util.errors import DataError
 
 
 def part(name: str, count: int, people: int, value: int) -> FaceSet:

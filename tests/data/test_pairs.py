@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ppfr.data import pairs as pairs_module
 from ppfr.data.pairs import draw_pairs, is_pair_list, load_bin, open_pairs, read_pairs, write_pairs
-from ppfr.errors import DataError
+from ppfr.util.errors import DataError
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ppfr.data.images import decode_image
 from ppfr.data.orientation import exif_orientation
-from ppfr.data.photographs import Photograph, open_photographs
-from ppfr.errors import DataError
+from ppfr.data.preparation.photographs import Photograph, open_photographs
+from ppfr.util.errors import DataError
 
 
 def scene(height: int = 60, width: int = 90) -> np.ndarray:

@@ -20,18 +20,19 @@ import pytest
 from filelock import FileLock
 
 from ppfr.cli import main
-from ppfr.data import prepare as module
-from ppfr.data.align import template
-from ppfr.data.choosing import Everyone, open_chooser
-from ppfr.data.cutting import Cutter
-from ppfr.data.detection import Detection, Detector
-from ppfr.data.detectors import DETECTORS
+from ppfr.data.detection.align import template
+from ppfr.data.detection.detector import Detection, Detector
+from ppfr.data.detection.detectors import DETECTORS
+from ppfr.data.formats.listings import open_records
 from ppfr.data.images import Images
-from ppfr.data.prepare import Preparation, prepare
-from ppfr.data.sources import open_faces, open_records
-from ppfr.errors import DataError
-from ppfr.ranks import Ranks
-from processes import on_ranks
+from ppfr.data.preparation import prepare as module
+from ppfr.data.preparation.choosing import Everyone, open_chooser
+from ppfr.data.preparation.cutting import Cutter
+from ppfr.data.preparation.prepare import Preparation, prepare
+from ppfr.data.sources import open_faces
+from ppfr.distributed.process_group import Ranks
+from ppfr.util.errors import DataError
+from support.processes import on_ranks
 
 
 class DrawnFaces(Detector):
@@ -217,7 +218,7 @@ KILLED = textwrap.dedent("""
     sys.path[:0] = sys.argv[1:3]
     import test_prepare
     from ppfr.data import prepare
-    from ppfr.ranks import joined
+    from ppfr.distributed.process_group import joined
     with joined() as ranks:
         seen = []
         def deadly(function):

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from ppfr.data.heterogeneous import open_heterogeneous
-from ppfr.data.protocoltest import ProtocolTest, open_test
+from ppfr.data.protocols.fold_tests import ProtocolTest, open_test
+from ppfr.data.protocols.heterogeneous import open_heterogeneous
 from ppfr.data.sources import holds_splits, open_faces, open_splits
-from ppfr.errors import DataError
+from ppfr.util.errors import DataError
 
 
 def grey(path: Path, level: int, size: int = 16) -> Path:

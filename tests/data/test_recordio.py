@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ppfr.data.recordio import (
+from ppfr.data.formats.recordio import (
     MAGIC,
     Content,
     pack_content,
@@ -21,7 +21,7 @@ from ppfr.data.recordio import (
     unpack_record,
 )
 from ppfr.data.sources import open_faces
-from ppfr.errors import DataError
+from ppfr.util.errors import DataError
 
 # data in which the magic number is anything but rare
 magical = st.lists(st.sampled_from([MAGIC, MAGIC[:2], b"\0", b"ab", b"abcd"]), max_size=12).map(b"".join)

@@ -14,15 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppfr.data import recordfiles
 from ppfr.data.batches import Batches
-from ppfr.data.convert import convert
 from ppfr.data.faceset import FaceSet
-from ppfr.data.recordfiles import DataFiles, Texts
-from ppfr.data.records import build_index
-from ppfr.data.rowindex import index_path, load_index
-from ppfr.data.sources import open_faces, open_records
-from ppfr.errors import DataError
+from ppfr.data.formats import recordfiles
+from ppfr.data.formats.convert import convert
+from ppfr.data.formats.listings import open_records
+from ppfr.data.formats.recordfiles import DataFiles, Texts
+from ppfr.data.formats.records import build_index
+from ppfr.data.formats.rowindex import index_path, load_index
+from ppfr.data.sources import open_faces
+from ppfr.util.errors import DataError
 
 RECORDS = (".txt", ".rec")
 
@@ -93,7 +94,7 @@ class TestIndex:
     def test_it_is_made_once(self, copy: Callable[[str], Path], suffix: str, monkeypatch: pytest.MonkeyPatch):
         path = copy(suffix)
         open_faces(path, size=16)
-        monkeypatch.setattr("ppfr.data.records.build_index", lambda path: pytest.fail("made again"))
+        monkeypatch.setattr("ppfr.data.formats.records.build_index", lambda path: pytest.fail("made again"))
         open_faces(path, size=16, cache_bytes=0)
 
     def test_mapped_arrays_are_those_that_were_built(self, copy: Callable[[str], Path], suffix: str):

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarksets import IMAGES, faces, write_rfw
-from ppfr.data.rfw import is_rfw, open_rfw, read_rfw_landmarks, read_rfw_pairs, rfw_groups
-from ppfr.errors import DataError
+from ppfr.data.protocols.rfw import is_rfw, open_rfw, read_rfw_landmarks, read_rfw_pairs, rfw_groups
+from ppfr.util.errors import DataError
+from support.benchmarksets import IMAGES, faces, write_rfw
 
 
 @pytest.mark.parametrize("aligned", [True, False])

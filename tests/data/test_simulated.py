@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppfr.data.heterogeneous import Domain
-from ppfr.data.simulated import SENSORS, simulate
-from ppfr.data.synthetic import SyntheticFaces
-from ppfr.errors import DataError
+from ppfr.data.protocols.heterogeneous import Domain
+from ppfr.data.synthetic.faces import SyntheticFaces
+from ppfr.data.synthetic.sensors import SENSORS, simulate
+from ppfr.util.errors import DataError
 
 FACE = SyntheticFaces(1, 1).image(0)
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppfr.data import simulatedlayout
+from ppfr.data import simulated_protocol as simulatedlayout
 from ppfr.data.faceset import FaceSet
-from ppfr.data.heterogeneous import PROTOCOLS, Domain, Heterogeneous, open_heterogeneous
 from ppfr.data.images import read_image
-from ppfr.data.protocoltest import open_test
-from ppfr.data.simulated import simulate
-from ppfr.data.simulatedlayout import Layout, plan_layout, write_layout
+from ppfr.data.protocols.fold_tests import open_test
+from ppfr.data.protocols.heterogeneous import PROTOCOLS, Domain, Heterogeneous, open_heterogeneous
+from ppfr.data.simulated_protocol import Layout, plan_layout, write_layout
 from ppfr.data.sources import open_splits
-from ppfr.errors import DataError
+from ppfr.data.synthetic.sensors import simulate
+from ppfr.util.errors import DataError
 
 FACES = "synthetic:people=8,images=7"
 PEOPLE = 8 + 20

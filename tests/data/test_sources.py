@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ppfr.data.faceset import FaceSet
 from ppfr.data.sources import holds_splits, open_faces, open_splits, split_people
-from ppfr.errors import DataError
+from ppfr.util.errors import DataError
 
 
 def save(path: Path, level: int = 0, shape: tuple[int, int] = (16, 16)) -> Path:

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from ppfr.data.facemodel import TEMPLATE, Person, _similarity
-from ppfr.data.facetraits import Shot, draw_hair, draw_shot, draw_traits
-from ppfr.data.pairs import PairSet, draw_pairs
+from ppfr.data.pairs import draw_pairs
+from ppfr.data.pairset import PairSet
 from ppfr.data.sources import holds_splits, open_faces, open_splits
-from ppfr.data.synthetic import SyntheticFaces
-from ppfr.errors import DataError
+from ppfr.data.synthetic.faces import SyntheticFaces
+from ppfr.data.synthetic.person import TEMPLATE, Person, _similarity
+from ppfr.data.synthetic.traits import Shot, draw_hair, draw_shot, draw_traits
+from ppfr.util.errors import DataError
 
 
 def plain_shot(**changes: object) -> Shot:

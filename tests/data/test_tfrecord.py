@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppfr.data.sources import open_faces, open_records
-from ppfr.data.tfrecord import masked_crc, pack_record, record_size, unpack_record
-from ppfr.errors import DataError
+from ppfr.data.formats.listings import open_records
+from ppfr.data.formats.tfrecord import masked_crc, pack_record, record_size, unpack_record
+from ppfr.data.sources import open_faces
+from ppfr.util.errors import DataError
 
 
 def crc32c_bit_by_bit(data: bytes) -> int:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from ppfr.data.images import to_tensor
-from ppfr.errors import DataError, PayloadError
 from ppfr.evaluation.codings import codings_for, measure_codings
 from ppfr.evaluation.evaluate import evaluate_pairs
 from ppfr.methods import BackboneSpec, create
+from ppfr.util.errors import DataError, PayloadError
 
 
 def test_codings_that_a_method_has(tiny) -> None:

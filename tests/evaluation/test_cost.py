@@ -10,9 +10,9 @@ from torch import nn
 
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
-from ppfr.errors import ShapeError
 from ppfr.evaluation.cost import evaluating, measure_cost, median_latency, multiply_adds
 from ppfr.methods import Method, Payload, create
+from ppfr.util.errors import ShapeError
 
 
 def test_counts_by_hand(tiny: Method, faces: FaceSet, generator: torch.Generator) -> None:

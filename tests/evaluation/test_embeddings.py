@@ -10,12 +10,12 @@ import pytest
 
 import ppfr
 from ppfr.data.faceset import FaceSet
-from ppfr.errors import DataError
+from ppfr.distributed.process_group import Ranks
 from ppfr.evaluation import embeddings as module
 from ppfr.evaluation.embeddings import embed_to_parquet
 from ppfr.evaluation.evaluate import embed_faces
-from ppfr.ranks import Ranks
-from processes import on_ranks
+from ppfr.util.errors import DataError
+from support.processes import on_ranks
 
 
 def faces(count: int = 23) -> FaceSet:

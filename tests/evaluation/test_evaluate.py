@@ -10,11 +10,12 @@ import torch
 
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
-from ppfr.data.pairs import PairedImages, PairSet, draw_pairs
-from ppfr.errors import DataError
+from ppfr.data.pairs import draw_pairs
+from ppfr.data.pairset import PairedImages, PairSet
 from ppfr.evaluation.evaluate import embed_faces, evaluate_pairs, open_evaluation
-from ppfr.evaluation.verification import verification
+from ppfr.evaluation.metrics.verification import verification
 from ppfr.networks import load_recogniser
+from ppfr.util.errors import DataError
 
 
 def save(faces: FaceSet, folder: Path) -> Path:

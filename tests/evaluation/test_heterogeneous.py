@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppfr.data.faceset import FaceSet
-from ppfr.data.heterogeneous import PROTOCOLS, Heterogeneous
-from ppfr.data.protocoltest import FoldTest, ProtocolTest
-from ppfr.errors import DataError
+from ppfr.data.protocols.fold_tests import FoldTest, ProtocolTest
+from ppfr.data.protocols.heterogeneous import PROTOCOLS, Heterogeneous
 from ppfr.evaluation import heterogeneous as module
 from ppfr.evaluation.evaluate import embed_faces
 from ppfr.evaluation.heterogeneous import FoldFigures, HeterogeneousFigures, evaluate_folds, match
 from ppfr.methods import create
+from ppfr.util.errors import DataError
 
 Array = npt.NDArray[Any]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppfr.errors import DataError
-from ppfr.evaluation.identification import draw_search, identification
+from ppfr.evaluation.metrics.identification import draw_search, identification
+from ppfr.util.errors import DataError
 
 Array = npt.NDArray[Any]
 

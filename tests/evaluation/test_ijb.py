@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppfr.errors import DataError
 from ppfr.evaluation import ijb
 from ppfr.evaluation.ijb import (
     Templates,
@@ -21,6 +20,7 @@ from ppfr.evaluation.ijb import (
     template_rates,
     verify_templates,
 )
+from ppfr.util.errors import DataError
 
 
 @pytest.mark.parametrize(("mode", "halves"), [("first_half", "first"), ("flip_sum", "sum")])

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppfr.errors import DataError
-from ppfr.evaluation.roc import roc, roc_of_parts
+from ppfr.evaluation.metrics.roc import roc, roc_of_parts
+from ppfr.util.errors import DataError
 
 # few distinct values, so that ties of all kinds come up
 scores = st.lists(st.integers(-3, 3).map(float) | st.floats(-3, 3), min_size=1, max_size=30)

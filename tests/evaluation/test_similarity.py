@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ppfr.errors import ShapeError
-from ppfr.evaluation.similarity import psnr, ssim
+from ppfr.evaluation.metrics.similarity import psnr, ssim
+from ppfr.util.errors import ShapeError
 
 
 def scene(seed: int, height: int, width: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:

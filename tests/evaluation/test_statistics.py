@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from ppfr.errors import DataError
-from ppfr.evaluation.statistics import (
+from ppfr.evaluation.metrics.statistics import (
     PairResampling,
     as_plain,
     bootstrap_mean,
@@ -16,6 +15,7 @@ from ppfr.evaluation.statistics import (
     rate_interval,
     wilson_interval,
 )
+from ppfr.util.errors import DataError
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 50), (7, 50), (49, 50), (50, 50), (1, 1)])
@@ -92,7 +92,7 @@ def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = np.array([True, False] * 5)
     whole = PairResampling(truth, (np.arange(10), np.where(truth, np.arange(10), 10)), 40, 0)
     expected = whole.map(lambda portion: portion.T)
-    monkeypatch.setattr("ppfr.evaluation.statistics._PORTION", 30)
+    monkeypatch.setattr("ppfr.evaluation.metrics.statistics._PORTION", 30)
     np.testing.assert_array_equal(whole.map(lambda portion: portion.T), expected)
 
 

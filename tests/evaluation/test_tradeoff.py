@@ -8,10 +8,10 @@ import torch
 
 import ppfr
 from ppfr.data.faceset import FaceSet
-from ppfr.errors import DataError, MethodError
 from ppfr.evaluation.tradeoff import Point, Tradeoff, measure_tradeoff, payload_grid
 from ppfr.methods import Method
 from ppfr.methods.proface_c import ProFaceC
+from ppfr.util.errors import DataError, MethodError
 
 
 def proface() -> Method:

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from ppfr.errors import DataError
-from ppfr.evaluation.roc import roc, roc_figures
-from ppfr.evaluation.verification import (
+from ppfr.evaluation.metrics.roc import roc, roc_figures
+from ppfr.evaluation.metrics.verification import (
     THRESHOLDS,
     kfold,
     squared_distances,
     verification,
     verify_distances,
 )
+from ppfr.util.errors import DataError
 
 Golden = Callable[[str], Any]
 Array = npt.NDArray[Any]

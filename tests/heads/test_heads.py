@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppfr.errors import MethodError, ShapeError
 from ppfr.heads import Head, build_head, head_names
+from ppfr.util.errors import MethodError, ShapeError
 
 CASES = {
     "distfc/ArcFace": ("arcface", {}),

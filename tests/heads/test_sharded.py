@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppfr.errors import MethodError, ShapeError
+from ppfr.distributed.process_group import Ranks
 from ppfr.heads import Head, ShardedHead, build_head, class_range, head_names, sample_rows
-from ppfr.ranks import Ranks
-from processes import on_ranks
+from ppfr.util.errors import MethodError, ShapeError
+from support.processes import on_ranks
 
 SIZE, CLASSES, BATCH = 20, 13, 8
 # a whole head's names of what a shard has

@@ -8,9 +8,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 import ppfr
-from ppfr.errors import MethodError, PayloadError
 from ppfr.methods import Method
 from ppfr.methods.avih import EvenVariance, Recovery, under_noise
+from ppfr.util.errors import MethodError, PayloadError
 
 
 def small(**options: object) -> Method:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import ppfr
-from ppfr.errors import MethodError
 from ppfr.methods import Method
 from ppfr.methods.cloak import PixelNoise
+from ppfr.util.errors import MethodError
 
 
 def small(**options: object) -> Method:

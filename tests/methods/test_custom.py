@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppfr.errors import MethodError, PayloadError
-from ppfr.methods.custom import custom_method
+from ppfr.methods.common.custom import custom_method
+from ppfr.util.errors import MethodError, PayloadError
 
 SIZE = (16, 12)
 

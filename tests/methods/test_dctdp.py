@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import ppfr
-from ppfr.errors import MethodError
 from ppfr.methods import Method
 from ppfr.methods.dctdp import FREQUENCIES, LaplaceNoise, noiseless, ranges
+from ppfr.recipes.recipe import StageSettings
 from ppfr.training.optimizer import build_optimizer
-from ppfr.training.recipe import StageSettings
-from reference import rule
+from ppfr.util.errors import MethodError
+from support.reference import rule
 
 SHAPE = (189, 112, 112)
 

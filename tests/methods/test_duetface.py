@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 import ppfr
-from ppfr.errors import MethodError, ShapeError
 from ppfr.methods.duetface import (
     CLIENT_FREQUENCIES,
     MAPS,
@@ -21,6 +20,7 @@ from ppfr.methods.duetface import (
     unit_range,
 )
 from ppfr.transforms.roi import canonical_mask, hull_mask
+from ppfr.util.errors import MethodError, ShapeError
 
 
 def small(**options: object) -> ppfr.Method:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ppfr
-from ppfr.errors import MethodError
 from ppfr.methods import Method
 from ppfr.methods.instahide import LARGEST_WEIGHT, draw_partners, draw_weights
+from ppfr.util.errors import MethodError
 
 
 def small(**options: object) -> Method:

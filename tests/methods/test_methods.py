@@ -11,10 +11,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 import ppfr
-from ppfr.errors import CheckpointError, MethodError, PayloadError, ShapeError
 from ppfr.methods import Method, MethodInfo, method_class, register
 from ppfr.methods.arcface import ArcFace
-from ppfr.methods.files import MODEL_FILE, SECRETS_FILE, load_method
+from ppfr.methods.common.files import MODEL_FILE, SECRETS_FILE, load_method
+from ppfr.util.errors import CheckpointError, MethodError, PayloadError, ShapeError
 
 NAMES = ppfr.method_names()
 SMALL = {"backbone": "mobilefacenet", "width": 0.25, "embedding_size": 32}

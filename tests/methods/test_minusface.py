@@ -14,19 +14,19 @@ from torch import Tensor
 
 import ppfr
 from ppfr.data.faceset import FaceSet
-from ppfr.errors import CheckpointError, MethodError, RecipeError
+from ppfr.distributed.process_group import Ranks
 from ppfr.methods import Method
-from ppfr.methods.files import load_method
+from ppfr.methods.common.files import load_method
+from ppfr.methods.common.parts import InputScale
 from ppfr.methods.minusface import CHANNELS, DC, ResidueClient, all_channels, decode_shuffled, inverse
-from ppfr.methods.parts import InputScale
-from ppfr.ranks import Ranks
+from ppfr.recipes.recipe import Recipe, StageSettings
 from ppfr.training import trainer as trainer_module
 from ppfr.training.loop import train
 from ppfr.training.optimizer import build_optimizer
-from ppfr.training.recipe import Recipe, StageSettings
 from ppfr.training.run import Run
 from ppfr.training.trainer import StageTrainer
 from ppfr.transforms import inverse_block_dct
+from ppfr.util.errors import CheckpointError, MethodError, RecipeError
 
 
 def minusface(seed: int = 0, **options: Any) -> Method:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import ppfr
-from ppfr.errors import MethodError
 from ppfr.methods import Method
 from ppfr.methods.obfuscators import STRENGTHS, Obfuscators
 from ppfr.transforms.quantise import from_levels
+from ppfr.util.errors import MethodError
 
 KINDS = list(STRENGTHS)
 

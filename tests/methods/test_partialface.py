@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ppfr
-from ppfr.errors import MethodError
 from ppfr.methods.partialface import (
     KEPT,
     ORDERS,
@@ -22,6 +21,7 @@ from ppfr.methods.partialface import (
     make_table,
 )
 from ppfr.networks.gated import GatedConv2d
+from ppfr.util.errors import MethodError
 
 
 def small(**options: object) -> ppfr.Method:

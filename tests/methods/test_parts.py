@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import ppfr
-from ppfr.methods import parts
-from ppfr.methods.parts import InputScale, split_for_memory
+from ppfr.methods.common import parts
+from ppfr.methods.common.parts import InputScale, split_for_memory
 
 SMALL = {"width": 0.125, "embedding_size": 16}
 

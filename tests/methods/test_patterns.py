@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppfr.errors import CheckpointError, MethodError, ShapeError
-from ppfr.methods.patterns import EmbeddingMatch, Judged, Patterns, UpdateRule, find_patterns
+from ppfr.methods.common.patterns import EmbeddingMatch, Judged, Patterns, UpdateRule, find_patterns
 from ppfr.networks import build_backbone
 from ppfr.networks.inference import reading_channel
 from ppfr.transforms import remove_frequencies
+from ppfr.util.errors import CheckpointError, MethodError, ShapeError
 
 
 @pytest.fixture(scope="module")

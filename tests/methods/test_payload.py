@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from ppfr.errors import PayloadError
 from ppfr.methods import Payload, PayloadSchema, TensorSpec
+from ppfr.util.errors import PayloadError
 
 SCHEMA = PayloadSchema("toy", {"channels": TensorSpec((3, 4, 5), "numbers"), "map": TensorSpec((1, 2, 2), "a map")})
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import ppfr
-from ppfr.errors import MethodError
 from ppfr.methods import Method
+from ppfr.util.errors import MethodError
 
 COMPONENTS = 5
 

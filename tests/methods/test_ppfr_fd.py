@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import ppfr
-from ppfr.errors import MethodError
 from ppfr.methods import Method
 from ppfr.methods.ppfr_fd import ChannelGates, all_channels
+from ppfr.util.errors import MethodError
 
 COUNT = 12
 

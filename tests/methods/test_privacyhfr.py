@@ -12,13 +12,13 @@ from torch import Tensor
 
 import ppfr
 from ppfr.data.sources import open_splits
-from ppfr.errors import CheckpointError, MethodError
 from ppfr.evaluation.cost import measure_cost
-from ppfr.methods.files import MODEL_FILE, load_method
+from ppfr.methods.common.files import MODEL_FILE, load_method
+from ppfr.recipes.recipe import load_recipe
 from ppfr.training.loop import train
-from ppfr.training.recipe import load_recipe
 from ppfr.training.run import Run
 from ppfr.transforms import remove_frequencies
+from ppfr.util.errors import CheckpointError, MethodError
 
 SMALL = {"backbone": "mobilefacenet", "width": 0.25, "embedding_size": 32}
 

@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ppfr
-from ppfr.errors import CheckpointError, MethodError
 from ppfr.methods import Method
-from ppfr.methods.files import MODEL_FILE, load_method
+from ppfr.methods.common.files import MODEL_FILE, load_method
 from ppfr.methods.proface_c import MAPS
 from ppfr.networks import load_checkpoint
 from ppfr.networks.mobilefacenet import MobileFaceNet
 from ppfr.transforms.blur import gaussian_blur
 from ppfr.transforms.shuffle import shuffle_blocks
-from reference import Reference, rule, rule_values
+from ppfr.util.errors import CheckpointError, MethodError
+from support.reference import Reference, rule, rule_values
 
 PEER = "PRO-Face-C/ClientBackbone(112,512)"
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ppfr
-from ppfr.errors import MethodError
 from ppfr.methods import Method
 from ppfr.transforms.template import protect_template
+from ppfr.util.errors import MethodError
 
 BASES = ["arcface", "partialface"]
 

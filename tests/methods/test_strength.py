@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ppfr
-from ppfr.comparison import Entry, load_comparison
 from ppfr.data.images import to_tensor
-from ppfr.data.synthetic import SyntheticFaces
+from ppfr.data.synthetic.faces import SyntheticFaces
+from ppfr.experiments.comparison import Entry, load_comparison
 from ppfr.methods import Method
 from ppfr.methods.cloak import Cloak
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from reference import Reference
+from support.reference import Reference
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppfr.errors import MethodError, ShapeError
 from ppfr.networks import Backbone, backbone_names, build_backbone
 from ppfr.networks.checkpoints import load_state
 from ppfr.networks.inference import folded, reading_channel
 from ppfr.networks.layouts import find_layout, infer_backbone
 from ppfr.networks.mobilefacenet import CLIENT_BLOCKS
 from ppfr.transforms import block_dct
+from ppfr.util.errors import MethodError, ShapeError
 
 PEERS = {
     "TFace/IR_18": "ir18",

@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppfr.errors import CheckpointError
 from ppfr.networks import Backbone, build_backbone, load_checkpoint
 from ppfr.networks.checkpoints import MismatchError
 from ppfr.networks.weightfile import read_state_dict
+from ppfr.util.errors import CheckpointError
 
 State = dict[str, Tensor]
 Save = Callable[..., Path]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from ppfr.errors import CheckpointError, MethodError, ShapeError
 from ppfr.heads import build_head
 from ppfr.networks import build_backbone, build_unet, load_checkpoint, load_pfld
+from ppfr.util.errors import CheckpointError, MethodError, ShapeError
 
 LIGHT = {
     "lightcnn-29v2": "LightCNN/LightCNN_29Layers_v2(num_classes=300)",

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from ppfr.errors import CheckpointError, ShapeError
 from ppfr.networks import Preprocessing, Recogniser, build_backbone, load_recogniser
+from ppfr.util.errors import CheckpointError, ShapeError
 
 SIDE = 32
 TEACHER = "mobilefacenet_casia_068.ckpt"

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppfr.errors import CheckpointError, ShapeError
 from ppfr.networks.retinaface import (
     RetinaFace,
     anchors,
@@ -16,6 +15,7 @@ from ppfr.networks.retinaface import (
     decode_landmarks,
     load_retinaface,
 )
+from ppfr.util.errors import CheckpointError, ShapeError
 
 SIDES = {8: (10, 20), 16: (32, 64), 32: (128, 256)}
 

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppfr.attacks.card import Card, Finding
-from ppfr.errors import DataError
+from ppfr.auditing.card import Card, Finding
 from ppfr.reports.audits import (
     Exhibit,
     Recovered,
@@ -24,6 +23,7 @@ from ppfr.reports.audits import (
     write_card_page,
     write_comparison,
 )
+from ppfr.util.errors import DataError
 
 MakeCard = Callable[..., Card]
 MakeFinding = Callable[..., Finding]

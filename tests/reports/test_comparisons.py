@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ppfr.attacks.card import Card
-from ppfr.comparison import Outcome
+from ppfr.auditing.card import Card
+from ppfr.experiments.comparison import Outcome
 from ppfr.reports.comparisons import comparison_tables, write_comparison_tables
 
 COST = {

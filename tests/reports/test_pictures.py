@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppfr.data.images import to_tensor
-from ppfr.errors import PayloadError, ShapeError
 from ppfr.methods import Payload, PayloadSchema, TensorSpec, create
 from ppfr.reports.pictures import (
     BACKGROUND,
@@ -27,6 +26,7 @@ from ppfr.reports.pictures import (
     recovery_picture,
     save_png,
 )
+from ppfr.util.errors import PayloadError, ShapeError
 
 
 def payload_of(meaning: str = "", **tensors: Tensor) -> Payload:

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from ppfr.errors import DataError, ShapeError
-from ppfr.evaluation.similarity import ssim
+from ppfr.evaluation.metrics.similarity import ssim
 from ppfr.reports.published import published_tables
 from ppfr.reports.report import SUMMARY_KEYS, MethodResult, Report, render_report, write_report, write_summary
+from ppfr.util.errors import DataError, ShapeError
 
 THREAT = "sees one payload; knows the deployment's secrets; has public faces"
 VOID = {"meta", "img", "br", "hr", "link", "input"}

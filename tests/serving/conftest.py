@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ppfr.methods import BackboneSpec, Method, create
-from ppfr.serving.assets import RUNTIME_VERSION, has_runtime, runtime_folder
-from ppfr.serving.export import Protector, export_method
-from serving.postgres import postgresql
+from ppfr.serving.deployment.export import Protector, export_method
+from ppfr.serving.http.assets import RUNTIME_VERSION, has_runtime, runtime_folder
+from support.postgres import postgresql
 
 SPEC = BackboneSpec("ir18", 16, 0.125, (32, 32))
 

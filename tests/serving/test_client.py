@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from ppfr.errors import DataError, ServiceError
 from ppfr.methods import create
 from ppfr.serving.client import AsyncClient, Candidate, Client
-from ppfr.serving.export import export_method
-from ppfr.serving.gallery import Role
-from ppfr.serving.keyring import Keyring
-from ppfr.serving.server import create_app
+from ppfr.serving.deployment.export import export_method
+from ppfr.serving.gallery.gallery import Role
+from ppfr.serving.http.app import create_app
 from ppfr.serving.start import open_service
+from ppfr.util.errors import DataError, ServiceError
+from ppfr.util.keyring import Keyring
 from serving.conftest import SPEC
 
 

@@ -14,8 +14,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from ppfr.cli import application
-from ppfr.serving.indexes import TOKEN
-from ppfr.serving.keyring import ENVIRONMENT
+from ppfr.serving.search.indexes import TOKEN
+from ppfr.util.keyring import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 SHELL_DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")

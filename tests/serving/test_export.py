@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ppfr.errors import CheckpointError, PayloadError
 from ppfr.methods import BackboneSpec, Payload, create
 from ppfr.serving.contract import Contract
-from ppfr.serving.export import Embedder, Protector, export_method
+from ppfr.serving.deployment.export import Embedder, Protector, export_method
+from ppfr.util.errors import CheckpointError, PayloadError
 from serving.conftest import SPEC, build_method
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from ppfr.errors import GalleryError
-from ppfr.serving.gallery import Gallery, Role
-from ppfr.serving.keyring import ENVIRONMENT, Keyring, Sealed
+from ppfr.serving.gallery.gallery import Gallery, Role
+from ppfr.util.errors import GalleryError
+from ppfr.util.keyring import ENVIRONMENT, Keyring, Sealed
 
 SIZE = 16
 
@@ -341,8 +341,8 @@ def test_api_keys_are_kept_as_digests(gallery: Gallery, file: Path) -> None:
 # --- kill -----------------------------------------------------------------------------------------------------------
 ENROL = """
 import sys, torch
-from ppfr.serving.gallery import Gallery
-from ppfr.serving.keyring import Keyring
+from ppfr.serving.gallery.gallery import Gallery
+from ppfr.util.keyring import Keyring
 gallery = Gallery(sys.argv[1], Keyring.load(sys.argv[2]), "contract-1", 16)
 for number in range(int(sys.argv[3]), 100000):
     seed = torch.Generator().manual_seed(number)

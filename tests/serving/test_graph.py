@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import ppfr
-from ppfr.errors import CheckpointError, MethodError
 from ppfr.methods import BackboneSpec, Method, create
-from ppfr.methods.graph import Draw, NoGraph
-from ppfr.serving.export import export_method
-from ppfr.serving.graph import GraphProtector, SavedGraph, save_protect_graph
+from ppfr.methods.common.graph import Draw, NoGraph
+from ppfr.serving.deployment.export import export_method
+from ppfr.serving.deployment.graph import GraphProtector, SavedGraph, save_protect_graph
+from ppfr.util.errors import CheckpointError, MethodError
 from serving.conftest import SPEC
 
 DUET = BackboneSpec("mobilefacenet", 16, 0.25, (112, 112))

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppfr.errors import GalleryError
-from ppfr.serving import index as module
-from ppfr.serving.index import ExactIndex, Match
+from ppfr.serving.search import index as module
+from ppfr.serving.search.index import ExactIndex, Match
+from ppfr.util.errors import GalleryError
 
 
 def vectors(count: int, size: int, seed: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from ppfr.data.images import to_tensor
 from ppfr.methods import create
 from serving.conftest import SPEC
-from serving.leaks import images_in
+from support.leaks import images_in
 
 
 def picture() -> np.ndarray:

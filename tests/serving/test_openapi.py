@@ -8,10 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings, strategies
 
-from ppfr.serving.gallery import Role
-from ppfr.serving.keyring import Keyring
-from ppfr.serving.server import ServerLimits, create_app
+from ppfr.serving.gallery.gallery import Role
+from ppfr.serving.http.app import ServerLimits, create_app
 from ppfr.serving.start import open_service
+from ppfr.util.keyring import Keyring
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
 EXAMPLES = 5

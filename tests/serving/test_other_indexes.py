@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ppfr.errors import GalleryError
-from ppfr.serving.approximate import ApproximateIndex
-from ppfr.serving.gallery import Gallery
-from ppfr.serving.index import ExactIndex, Index
-from ppfr.serving.keeper import IndexKeeper
-from ppfr.serving.keyring import Keyring
-from ppfr.serving.recall import gallery_recall, recall
-from ppfr.serving.rotation import KeyedRotation
+from ppfr.serving.crypto.rotation import KeyedRotation
+from ppfr.serving.gallery.gallery import Gallery
+from ppfr.serving.search.approximate import ApproximateIndex
+from ppfr.serving.search.index import ExactIndex, Index
+from ppfr.serving.search.keeper import IndexKeeper
+from ppfr.serving.search.recall import gallery_recall, recall
+from ppfr.util.errors import GalleryError
+from ppfr.util.keyring import Keyring
 
 SIZE = 16
 
@@ -55,7 +55,7 @@ def index(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Index]:
     elif request.param == "approximate":
         yield ApproximateIndex(SIZE)
     else:
-        milvus = pytest.importorskip("ppfr.serving.milvus")
+        milvus = pytest.importorskip("ppfr.serving.search.milvus")
         opened = milvus.MilvusIndex(str(tmp_path / "milvus.db"), "faces", KeyedRotation(b"k" * 32, SIZE))
         yield opened
         opened.close()
@@ -149,7 +149,7 @@ def test_waste_is_cleared_away() -> None:
 
 # --- Milvus ---------------------------------------------------------------------------------------------------------
 def test_milvus_is_given_rotated_templates_only(tmp_path: Path) -> None:
-    milvus = pytest.importorskip("ppfr.serving.milvus")
+    milvus = pytest.importorskip("ppfr.serving.search.milvus")
     rotation = KeyedRotation(b"k" * 32, SIZE)
     searched = milvus.MilvusIndex(str(tmp_path / "milvus.db"), "faces", rotation)
     template = vectors(1, 0)
@@ -163,6 +163,6 @@ def test_milvus_is_given_rotated_templates_only(tmp_path: Path) -> None:
 
 
 def test_milvus_out_of_reach_is_told() -> None:
-    milvus = pytest.importorskip("ppfr.serving.milvus")
+    milvus = pytest.importorskip("ppfr.serving.search.milvus")
     with pytest.raises(GalleryError, match="letters, digits and underscores"):
         milvus.MilvusIndex("x.db", "no-dash", KeyedRotation(b"k" * 32, SIZE))

@@ -20,19 +20,19 @@ import torch
 from safetensors.torch import load_file, save
 
 from data.test_photographs import with_orientation
-from ppfr.data.align import align
+from ppfr.data.detection.align import align
+from ppfr.data.detection.yunet import YuNet
 from ppfr.data.images import Images, decode_image, fit_crop, to_tensor
-from ppfr.data.synthetic import SyntheticFaces
-from ppfr.data.yunet import YuNet
+from ppfr.data.synthetic.faces import SyntheticFaces
 from ppfr.methods import BackboneSpec, Payload, PayloadSchema, TensorSpec, create
 from ppfr.serving.contract import Contract
-from ppfr.serving.export import Protector, export_method
-from ppfr.serving.graph import GraphProtector, SavedGraph, save_protect_graph
+from ppfr.serving.deployment.export import Protector, export_method
+from ppfr.serving.deployment.graph import GraphProtector, SavedGraph, save_protect_graph
 from ppfr.wire import CODINGS
-from serving.chromium import CHROMIUM, Chromium, Tab
 from serving.conftest import SPEC
-from serving.leaks import images_in
-from serving.sites import Site, serving
+from support.chromium import CHROMIUM, Chromium, Tab
+from support.leaks import images_in
+from support.sites import Site, serving
 
 METHODS = {
     "partialface": ({"table": "random", "table_seed": 5}, SPEC),

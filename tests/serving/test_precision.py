@@ -16,10 +16,10 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKern
 import ppfr
 from ppfr.cli import main
 from ppfr.data.sources import open_splits
-from ppfr.errors import CheckpointError, MethodError
 from ppfr.methods import BackboneSpec, Method, Payload, create
-from ppfr.serving.export import Embedder, Protector, export_method
-from ppfr.serving.precision import measure_costs, parse_precisions, write_variants
+from ppfr.serving.deployment.export import Embedder, Protector, export_method
+from ppfr.serving.deployment.precision import measure_costs, parse_precisions, write_variants
+from ppfr.util.errors import CheckpointError, MethodError
 
 FACES = "synthetic:people=12,images=4"
 # mean cosines of untrained networks, measured: float16 0.9999997, int8 0.979 (arcface) and 0.939 (partialface)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from ppfr.serving.export import Protector, export_method
-from ppfr.serving.gallery import Role
-from ppfr.serving.keyring import Keyring
-from ppfr.serving.server import ServerLimits, create_app
+from ppfr.serving.deployment.export import Protector, export_method
+from ppfr.serving.gallery.gallery import Role
+from ppfr.serving.http.app import ServerLimits, create_app
 from ppfr.serving.service import Service
 from ppfr.serving.start import open_service
+from ppfr.util.keyring import Keyring
 from serving.conftest import build_method
 
 API = "/api/v1/recognition"

@@ -17,16 +17,16 @@ import torch
 from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 
-from ppfr.errors import ServiceError
 from ppfr.methods import Payload, PayloadSchema, TensorSpec
-from ppfr.serving.batching import Batcher
-from ppfr.serving.gallery import Role
-from ppfr.serving.index import SearchUnavailable
-from ppfr.serving.keyring import Keyring
-from ppfr.serving.limits import RateLimit
-from ppfr.serving.server import ServerLimits, create_app
+from ppfr.serving.gallery.gallery import Role
+from ppfr.serving.http.app import ServerLimits, create_app
+from ppfr.serving.http.limits import RateLimit
+from ppfr.serving.runtime.batching import Batcher
+from ppfr.serving.search.index import SearchUnavailable
 from ppfr.serving.service import Service
 from ppfr.serving.start import open_service
+from ppfr.util.errors import ServiceError
+from ppfr.util.keyring import Keyring
 
 Send = Callable[..., bytes]
 API = "/api/v1/recognition"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ppfr.serving.keyring import Keyring
 from ppfr.serving.service import Service
 from ppfr.serving.start import open_service
+from ppfr.util.keyring import Keyring
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "postgresql and milvus"])

@@ -15,16 +15,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppfr.attacks.unlinkability import chance_d_sys, d_sys
 from ppfr.cli import main
-from ppfr.errors import GalleryError
-from ppfr.serving.gallery import Gallery
-from ppfr.serving.keyring import Keyring
-from ppfr.serving.rotation import KeyedRotation
+from ppfr.evaluation.metrics.unlinkability import chance_d_sys, d_sys
+from ppfr.serving.crypto.rotation import KeyedRotation
+from ppfr.serving.crypto.templates import ENVIRONMENT, Kind, Templates
+from ppfr.serving.gallery.gallery import Gallery
 from ppfr.serving.service import Service
 from ppfr.serving.start import open_service
-from ppfr.serving.templates import ENVIRONMENT, Kind, Templates
 from ppfr.transforms.template import TemplateKey, protect_template
+from ppfr.util.errors import GalleryError
+from ppfr.util.keyring import Keyring
 
 SIZE = 16
 # cosine above which two vectors are one; 16 numbers of strangers do not come near it
@@ -245,7 +245,7 @@ def test_rotated_templates_are_reissued_without_enrolling_again(url: str, keyrin
 
 
 def test_a_stopped_reissue_is_whole_and_goes_on(url: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppfr.serving.renewal._STEP", 2)
+    monkeypatch.setattr("ppfr.serving.gallery.renewal._STEP", 2)
     keys = Keyring.create()
     gallery = Gallery(url, keyring, "contract", SIZE, templates="rotated", template_keys=keys)
     embeddings, _ = faces(5, 1, SIZE)

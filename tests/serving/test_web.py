@@ -19,17 +19,17 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from ppfr.cli import application
-from ppfr.data.fetch import cached_path
-from ppfr.data.yunet import MODEL_SHA256, MODEL_URL
-from ppfr.errors import CheckpointError, DataError
+from ppfr.data.detection.yunet import MODEL_SHA256, MODEL_URL
 from ppfr.methods import create
-from ppfr.serving import web
-from ppfr.serving.assets import RUNTIME_FILES, fetch_runtime, has_runtime, runtime_folder
-from ppfr.serving.export import export_method
-from ppfr.serving.gallery import Role
-from ppfr.serving.keyring import Keyring
-from ppfr.serving.server import create_app
+from ppfr.serving.deployment.export import export_method
+from ppfr.serving.gallery.gallery import Role
+from ppfr.serving.http import web
+from ppfr.serving.http.app import create_app
+from ppfr.serving.http.assets import RUNTIME_FILES, fetch_runtime, has_runtime, runtime_folder
 from ppfr.serving.start import open_service
+from ppfr.util.errors import CheckpointError, DataError
+from ppfr.util.fetch import cached_path
+from ppfr.util.keyring import Keyring
 from serving.conftest import SPEC, build_method
 
 PAGE = Path(web.__file__).parent / "page"

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 
 import ppfr
 from ppfr.data.faceset import FaceSet
-from ppfr.data.joint import JointFaces
-from ppfr.errors import DataError, RecipeError
-from ppfr.ranks import RankError
+from ppfr.data.multi_dataset import JointFaces
+from ppfr.distributed.process_group import RankError
+from ppfr.recipes.recipe import Recipe
 from ppfr.training import trainer as trainer_module
 from ppfr.training.loop import train
-from ppfr.training.recipe import Recipe
 from ppfr.training.run import Run
 from ppfr.training.trainer import StageTrainer
-from processes import on_ranks
+from ppfr.util.errors import DataError, RecipeError
+from support.processes import on_ranks
 
 PEOPLE, IMAGES = 5, 8
 

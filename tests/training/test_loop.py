@@ -12,17 +12,17 @@ import torch
 
 import ppfr
 from ppfr.data.faceset import FaceSet
-from ppfr.errors import CheckpointError, RecipeError
+from ppfr.distributed.process_group import Ranks
 from ppfr.methods import Mixture, TrainingStep
-from ppfr.methods.files import MODEL_FILE
+from ppfr.methods.common.files import MODEL_FILE
 from ppfr.networks import Preprocessing, Recogniser, build_backbone
-from ppfr.ranks import Ranks
+from ppfr.recipes.recipe import Dropout, Recipe, Schedule, StageSettings
 from ppfr.training import trainer as trainer_module
 from ppfr.training.loop import train
 from ppfr.training.optimizer import build_optimizer, rate_factor
-from ppfr.training.recipe import Dropout, Recipe, Schedule, StageSettings
 from ppfr.training.run import Run
 from ppfr.training.trainer import StageTrainer
+from ppfr.util.errors import CheckpointError, RecipeError
 
 PEOPLE, IMAGES = 4, 6
 

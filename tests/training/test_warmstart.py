@@ -11,12 +11,12 @@ from torch import Tensor
 
 import ppfr
 from ppfr.data.images import to_tensor
-from ppfr.data.synthetic import SyntheticFaces
-from ppfr.errors import CheckpointError
+from ppfr.data.synthetic.faces import SyntheticFaces
 from ppfr.methods import Stage, TrainingStep, TrunkInput
 from ppfr.networks import Preprocessing, Recogniser, build_backbone
 from ppfr.networks.gated import GatedConv2d
 from ppfr.training.warmstart import align_experts, can_warm_start, fit_first_layer, patches_at, warm_start
+from ppfr.util.errors import CheckpointError
 
 SMALL = {"width": 0.25, "embedding_size": 32}
 

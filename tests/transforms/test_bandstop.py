@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppfr.errors import ShapeError
 from ppfr.transforms import block_dct, frequency_matrix, inverse_block_dct, remove_frequencies, round_trip_matrix
+from ppfr.util.errors import ShapeError
 
 
 def plain(images: Tensor, removed: set[int], *, raw_range: bool) -> Tensor:

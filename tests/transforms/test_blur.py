@@ -15,7 +15,6 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ppfr.errors import ShapeError
 from ppfr.transforms.blur import (
     EVALUATION,
     OBFUSCATORS,
@@ -30,6 +29,7 @@ from ppfr.transforms.blur import (
     pixelate,
     tile_sources,
 )
+from ppfr.util.errors import ShapeError
 
 
 def drawn(seed: int = 0) -> torch.Generator:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ppfr.errors import ShapeError
 from ppfr.transforms import rgb_to_ycbcr, ycbcr_to_rgb
+from ppfr.util.errors import ShapeError
 
 
 def test_agrees_with_opencv_up_to_its_rounding() -> None:

@@ -14,8 +14,8 @@ from scipy.fft import dctn, idctn
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ppfr.errors import ShapeError
 from ppfr.transforms import block_dct, frequency_matrix, inverse_block_dct, rgb_to_ycbcr, ycbcr_to_rgb
+from ppfr.util.errors import ShapeError
 
 SIZES = st.tuples(st.integers(8, 20), st.integers(8, 20))
 SUBSETS = st.lists(st.integers(0, 63), min_size=1, max_size=64, unique=True)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppfr.errors import ShapeError
 from ppfr.transforms.quantise import dequantise, prune, quantise, straight_through
+from ppfr.util.errors import ShapeError
 
 
 def values(seed: int, scale: float = 1.0) -> torch.Tensor:

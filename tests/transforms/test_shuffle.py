@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppfr.errors import ShapeError
 from ppfr.transforms.shuffle import draw_permutations, permute_channels, shuffle_blocks
+from ppfr.util.errors import ShapeError
 
 
 @given(batch=st.integers(1, 4), channels=st.integers(1, 9), seed=st.integers(0, 1000))

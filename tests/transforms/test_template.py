@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppfr.errors import ShapeError
 from ppfr.transforms.template import TemplateKey, protect_template, slerp
+from ppfr.util.errors import ShapeError
 
 
 def drawn(seed: int = 0) -> torch.Generator:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from ppfr.errors import PayloadError
 from ppfr.transforms import block_dct
+from ppfr.util.errors import PayloadError
 from ppfr.wire import Limits, Part, read_message, write_message
 
 EXPECTED = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ppfr.errors import PayloadError
 from ppfr.transforms import block_dct
+from ppfr.util.errors import PayloadError
 from ppfr.wire.codings import DctPlanes
 from ppfr.wire.planes import find_frequencies, from_planes, to_planes
 

@@ -14,11 +14,11 @@ from ppfr.attacks.deployments import second_deployment
 from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
-from ppfr.errors import AttackError, ShapeError
 from ppfr.evaluation.cost import evaluating
-from ppfr.methods.base import Hypothesis, Method, MethodInfo, check_images
-from ppfr.methods.payload import Payload, PayloadSchema, TensorSpec
+from ppfr.methods.common.base import Hypothesis, Method, MethodInfo, check_images
+from ppfr.methods.common.payload import Payload, PayloadSchema, TensorSpec
 from ppfr.networks import Recogniser
+from ppfr.util.errors import AttackError, ShapeError
 
 Progress = Callable[[int, int], None]
 """Called with how much is done, and how much there is."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import pkgutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -27,10 +25,11 @@ from ppfr.attacks.attacker import (
 )
 from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
 from ppfr.data.faceset import FaceSet
-from ppfr.errors import AttackError
-from ppfr.methods.base import Method, MethodInfo
-from ppfr.methods.payload import Payload
+from ppfr.methods.common.base import Method, MethodInfo
+from ppfr.methods.common.payload import Payload
 from ppfr.networks import Recogniser
+from ppfr.util.errors import AttackError
+from ppfr.util.registry import Registry
 
 
 class AttackOptions(BaseModel):
@@ -355,31 +354,19 @@ class InferenceAttack(Attack[Inference]):
         return self.infer(attacker, payload)
 
 
-_REGISTRY: dict[str, type[Attack[Any]]] = {}
+_ATTACKS: Registry[type[Attack[Any]]] = Registry("attack", "ppfr.attacks", AttackError)
 _AttackType = TypeVar("_AttackType", bound=type[Attack[Any]])
 
 
 def register(cls: _AttackType) -> _AttackType:
     """Class decorator that makes an attack known by its `name`; raises AttackError for a name already taken."""
-    known = _REGISTRY.get(cls.name)
-    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise AttackError(
-            f"attack name {cls.name!r} is taken by {known.__module__}.{known.__qualname__}; choose another"
-        )
-    _REGISTRY[cls.name] = cls
+    _ATTACKS.register(cls.name, cls)
     return cls
-
-
-def _discover() -> None:
-    package = importlib.import_module("ppfr.attacks")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"ppfr.attacks.{module.name}")
 
 
 def attack_names() -> list[str]:
     """Names of all registered attacks, sorted."""
-    _discover()
-    return sorted(_REGISTRY)
+    return _ATTACKS.names()
 
 
 def create_attack(name: str, **options: Any) -> Attack[Any]:
@@ -387,10 +374,7 @@ def create_attack(name: str, **options: Any) -> Attack[Any]:
 
     Raises AttackError for an unknown attack or option, naming each refused option and the ones that exist.
     """
-    _discover()
-    if name not in _REGISTRY:
-        raise AttackError(f"no attack {name!r}; known: {', '.join(sorted(_REGISTRY))}")
-    cls = _REGISTRY[name]
+    cls = _ATTACKS.find(name)
     try:
         return cls(cls.Options.model_validate(options))
     except ValidationError as error:

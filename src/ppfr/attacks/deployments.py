@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from ppfr.errors import AttackError
-from ppfr.methods.base import Method
+from ppfr.methods.common.base import Method
+from ppfr.util.errors import AttackError
 
 
 @runtime_checkable

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ppfr.attacks.attacker import Budget, Progress, PublicFaces, observe
-from ppfr.attacks.attributes import DARK_HAIR, dark_hair
 from ppfr.attacks.base import Attack, Recovery, Result
-from ppfr.attacks.cross_matching import Unlinkability
-from ppfr.attacks.success import (
+from ppfr.attacks.inference.attributes import DARK_HAIR, dark_hair
+from ppfr.attacks.linkage.cross_matching import Unlinkability
+from ppfr.attacks.metrics import (
     AttributeAccuracy,
     Embedder,
     Figure,
@@ -30,12 +30,12 @@ from ppfr.attacks.success import (
 from ppfr.attacks.threat import ThreatModel
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
-from ppfr.errors import AttackError
-from ppfr.evaluation.identification import Search, draw_search
-from ppfr.evaluation.statistics import Interval
-from ppfr.methods.base import Method
-from ppfr.methods.payload import Payload
+from ppfr.evaluation.metrics.identification import Search, draw_search
+from ppfr.evaluation.metrics.statistics import Interval
+from ppfr.methods.common.base import Method
+from ppfr.methods.common.payload import Payload
 from ppfr.networks import Recogniser
+from ppfr.util.errors import AttackError
 
 
 @dataclass(frozen=True)

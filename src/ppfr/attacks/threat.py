@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ppfr.errors import AttackError
+from ppfr.util.errors import AttackError
 
 
 class Sees(StrEnum):

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from ppfr.cli.app import app
-from ppfr.errors import PpfrError
-from ppfr.memory import tune_memory
+from ppfr.util.errors import PpfrError
+from ppfr.util.memory import tune_memory
 
 # every command and its module, in the order of --help; importing a module adds its commands to the application
 COMMANDS = {

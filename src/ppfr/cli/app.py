@@ -9,8 +9,8 @@ import torch
 import typer
 from rich.console import Console
 
-from ppfr.errors import DataError
 from ppfr.networks import Recogniser, load_recogniser
+from ppfr.util.errors import DataError
 
 app = typer.Typer(
     name="ppfr",

@@ -12,14 +12,14 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ppfr.attacks.audit import audit_run
 from ppfr.attacks.base import attack_names
-from ppfr.attacks.card import Card, Finding, load_card
-from ppfr.attacks.profiles import PROFILES
+from ppfr.auditing.audit import audit_run
+from ppfr.auditing.card import Card, Finding, load_card
+from ppfr.auditing.profiles import PROFILES
 from ppfr.cli.app import DeviceOption, PayloadSettings, PreprocessingOption, SeedOption, app, out, recogniser
-from ppfr.errors import AttackError
+from ppfr.recipes.recipe import parse_overrides
 from ppfr.reports.audits import refuse_repository, write_audit, write_comparison
-from ppfr.training.recipe import parse_overrides
+from ppfr.util.errors import AttackError
 
 
 @app.command("audit")

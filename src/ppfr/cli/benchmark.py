@@ -27,15 +27,15 @@ from ppfr.cli.app import (
 from ppfr.cli.models import load_model, model_input_size, model_names
 from ppfr.cli.protocols import FOLD, measure_protocol
 from ppfr.data.faceset import Skipped
-from ppfr.data.heterogeneous import open_heterogeneous
+from ppfr.data.protocols.heterogeneous import open_heterogeneous
 from ppfr.data.suites import SUITES, Kind, find_suites, suite_names
-from ppfr.errors import DataError
 from ppfr.evaluation.evaluate import Model
 from ppfr.evaluation.suites import Settings, SuiteResult, evaluate_suite, protocol_result
 from ppfr.methods import Method
-from ppfr.progress import progress_callback
 from ppfr.reports.benchmarks import BenchmarkReport, to_json, write_benchmark
 from ppfr.reports.tables import Table
+from ppfr.util.errors import DataError
+from ppfr.util.progress import progress_callback
 
 # columns of figures that fit into 80 characters beside a name
 _WIDEST = 7

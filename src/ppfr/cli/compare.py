@@ -14,13 +14,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as Printed
 
 from ppfr.cli.app import DataOption, DeviceOption, PreprocessingOption, StrictOption, app, out, recogniser
-from ppfr.comparison import Comparison, Outcome, load_comparison
-from ppfr.errors import PpfrError
-from ppfr.progress import console
+from ppfr.experiments.comparison import Comparison, Outcome, load_comparison
 from ppfr.reports.audits import refuse_repository
 from ppfr.reports.comparisons import comparison_tables, write_comparison_tables
 from ppfr.reports.tables import Table
 from ppfr.training.interruption import EXIT_STATUS, Interrupted
+from ppfr.util.errors import PpfrError
+from ppfr.util.progress import console
 
 
 @app.command("compare")

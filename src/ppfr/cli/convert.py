@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ppfr.cli.app import StrictOption, app, out, say_skipped
-from ppfr.data.convert import convert
+from ppfr.data.formats.convert import convert
 
 
 @app.command("convert")

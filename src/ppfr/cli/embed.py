@@ -24,12 +24,12 @@ from ppfr.cli.launch import under_torchrun
 from ppfr.cli.models import load_model, model_input_size
 from ppfr.data.faceset import FaceSet
 from ppfr.data.sources import holds_splits, open_faces, open_splits
+from ppfr.distributed.process_group import Ranks, joined
 from ppfr.evaluation.embeddings import embed_to_parquet
 from ppfr.evaluation.evaluate import Model
-from ppfr.files import sha256_file
 from ppfr.methods import Method
-from ppfr.methods.files import MODEL_FILE
-from ppfr.ranks import Ranks, joined
+from ppfr.methods.common.files import MODEL_FILE
+from ppfr.util.files import sha256_file
 
 
 @app.command()

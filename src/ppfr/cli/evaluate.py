@@ -24,13 +24,13 @@ from ppfr.cli.app import (
 from ppfr.cli.models import load_model, model_input_size, model_names
 from ppfr.cli.protocols import evaluate_protocol
 from ppfr.data.faceset import FaceSet
-from ppfr.data.heterogeneous import is_heterogeneous
 from ppfr.data.images import to_tensor
+from ppfr.data.protocols.heterogeneous import is_heterogeneous
 from ppfr.data.sources import holds_splits
 from ppfr.evaluation.cost import Cost, measure_cost
 from ppfr.evaluation.evaluate import evaluate_pairs, open_evaluation
 from ppfr.methods import Method
-from ppfr.progress import progress_callback
+from ppfr.util.progress import progress_callback
 
 
 @app.command()

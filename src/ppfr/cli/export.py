@@ -52,10 +52,10 @@ def export(
     Example: `ppfr export RUN --out DEPLOYMENT --precision float32,int8 --data DIR`
     """
     from ppfr.data.sources import open_splits
-    from ppfr.errors import MethodError
-    from ppfr.methods.graph import NoGraph
-    from ppfr.serving.export import export_method
-    from ppfr.serving.precision import measure_costs, parse_precisions, write_variants
+    from ppfr.methods.common.graph import NoGraph
+    from ppfr.serving.deployment.export import export_method
+    from ppfr.serving.deployment.precision import measure_costs, parse_precisions, write_variants
+    from ppfr.util.errors import MethodError
 
     others = parse_precisions(precision)
     if others and data is None:

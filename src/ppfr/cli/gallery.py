@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ppfr.cli.app import app, out
-from ppfr.errors import GalleryError
+from ppfr.util.errors import GalleryError
 
 if TYPE_CHECKING:
-    from ppfr.serving.gallery import Gallery
-    from ppfr.serving.keyring import Keyring
+    from ppfr.serving.gallery.gallery import Gallery
+    from ppfr.util.keyring import Keyring
 
 GalleryOption = Annotated[
     str,
@@ -96,7 +96,7 @@ def subjects(
 @gallery_app.command("new-key")
 def new_key(file: Annotated[Path, typer.Argument(help="File to write, mode 0600.")]) -> None:
     """Make a key file; without it the templates that it encrypts are lost."""
-    from ppfr.serving.keyring import Keyring
+    from ppfr.util.keyring import Keyring
 
     if file.exists():
         raise GalleryError(f"key file {file} exists already; templates may need it, so it is left alone")
@@ -120,8 +120,8 @@ def rotate(
     read the file again when they meet the new key (one with the variable wants a restart). A rotation that was stopped
     goes on when called again.
     """
-    from ppfr.progress import progress_callback
-    from ppfr.serving.keyring import ENVIRONMENT, Keyring
+    from ppfr.util.keyring import ENVIRONMENT, Keyring
+    from ppfr.util.progress import progress_callback
 
     ring = Keyring.load(key_file)
     opened = _open(gallery, ring)
@@ -157,9 +157,9 @@ def reissue(
 
     If the encryption key leaked too, also call `ppfr gallery rotate`.
     """
-    from ppfr.progress import progress_callback
-    from ppfr.serving.keyring import Keyring
-    from ppfr.serving.templates import ENVIRONMENT, Kind
+    from ppfr.serving.crypto.templates import ENVIRONMENT, Kind
+    from ppfr.util.keyring import Keyring
+    from ppfr.util.progress import progress_callback
 
     ring = template_keys(template_key_file)
     opened = _open(gallery, Keyring.load(key_file), ring)
@@ -194,9 +194,9 @@ def check(
 
     With milvus:URI the servers' collection itself is compared, before anything in it is mended.
     """
-    from ppfr.progress import progress_callback
-    from ppfr.serving.check import check_gallery
-    from ppfr.serving.keyring import Keyring
+    from ppfr.serving.deployment.check import check_gallery
+    from ppfr.util.keyring import Keyring
+    from ppfr.util.progress import progress_callback
 
     ring = Keyring.load(key_file)
     opened = _open(gallery, ring, template_keys(template_key_file))
@@ -209,8 +209,8 @@ def check(
 
 def template_keys(file: Path | None) -> Keyring | None:
     """The ring of template keys of a file, or of the environment; None without either."""
-    from ppfr.serving.keyring import Keyring
-    from ppfr.serving.templates import ENVIRONMENT
+    from ppfr.serving.crypto.templates import ENVIRONMENT
+    from ppfr.util.keyring import Keyring
 
     return Keyring.load(file, ENVIRONMENT) if file is not None or os.environ.get(ENVIRONMENT) else None
 
@@ -230,7 +230,7 @@ def _with_key_to_renew_to(ring: Keyring, file: Path | None, in_use: dict[str, in
 
 
 def _open(url: str, keyring: Keyring | None = None, template_keys: Keyring | None = None) -> Gallery:
-    from ppfr.serving.gallery import Gallery
+    from ppfr.serving.gallery.gallery import Gallery
 
     return Gallery.existing(url, keyring, template_keys)
 

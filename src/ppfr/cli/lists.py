@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ppfr.cli.app import app, out
 from ppfr.methods import Method, method_class, method_names
-from ppfr.training.recipe import PROFILES, load_recipe, recipe_names
+from ppfr.recipes.recipe import PROFILES, load_recipe, recipe_names
 
 
 @app.command("methods")

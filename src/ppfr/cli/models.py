@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ppfr.cli.app import recogniser
 from ppfr.data.images import FACE_SIZE
-from ppfr.errors import MethodError
 from ppfr.evaluation.evaluate import Model
 from ppfr.methods import Method
-from ppfr.methods.files import load_method
-from ppfr.training.recipe import parse_overrides
+from ppfr.methods.common.files import load_method
+from ppfr.recipes.recipe import parse_overrides
+from ppfr.util.errors import MethodError
 
 
 def load_protected(path: Path, settings: Sequence[str] | None) -> Method:

@@ -12,11 +12,11 @@ import typer
 
 from ppfr.cli.app import app, out
 from ppfr.cli.launch import under_torchrun
-from ppfr.data.choosing import open_chooser
-from ppfr.data.cutting import SMALLEST_FACE, Cutter
-from ppfr.data.detectors import DETECTORS, open_detector
-from ppfr.data.prepare import PREPARE_FORMATS, prepare
-from ppfr.ranks import Ranks, joined
+from ppfr.data.detection.detectors import DETECTORS, open_detector
+from ppfr.data.preparation.choosing import open_chooser
+from ppfr.data.preparation.cutting import SMALLEST_FACE, Cutter
+from ppfr.data.preparation.prepare import PREPARE_FORMATS, prepare
+from ppfr.distributed.process_group import Ranks, joined
 
 
 @app.command("prepare")

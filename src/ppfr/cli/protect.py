@@ -11,10 +11,10 @@ import typer
 from ppfr.cli.app import PayloadSettings, app, out
 from ppfr.cli.models import load_protected
 from ppfr.data.images import IMAGE_SUFFIXES, read_image, to_tensor
-from ppfr.errors import DataError
 from ppfr.methods import Payload
-from ppfr.progress import track
 from ppfr.reports.pictures import describe_payload, payload_picture, save_png
+from ppfr.util.errors import DataError
+from ppfr.util.progress import track
 
 
 @app.command()

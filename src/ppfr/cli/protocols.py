@@ -14,14 +14,14 @@ from rich.table import Table
 from ppfr.cli.app import out, say_skipped
 from ppfr.cli.models import load_model, model_input_size, model_names
 from ppfr.data.faceset import Skipped
-from ppfr.data.heterogeneous import Heterogeneous, open_heterogeneous
-from ppfr.data.protocoltest import open_test
-from ppfr.errors import DataError
+from ppfr.data.protocols.fold_tests import open_test
+from ppfr.data.protocols.heterogeneous import Heterogeneous, open_heterogeneous
 from ppfr.evaluation.evaluate import Model
 from ppfr.evaluation.heterogeneous import FoldFigures, HeterogeneousFigures, evaluate_folds
-from ppfr.progress import progress_callback
 from ppfr.reports.published import published_table
 from ppfr.training.run import Run
+from ppfr.util.errors import DataError
+from ppfr.util.progress import progress_callback
 
 FOLD = "{fold}"
 """Stands for a fold's number in the path of a run."""

@@ -21,8 +21,8 @@ from ppfr.cli.app import (
     out,
     recogniser,
 )
-from ppfr.quickstart import DEFAULT_METHODS, Quickstart
-from ppfr.training.recipe import PROFILES, recipe_names
+from ppfr.experiments.quickstart import DEFAULT_METHODS, Quickstart
+from ppfr.recipes.recipe import PROFILES, recipe_names
 
 
 @app.command()

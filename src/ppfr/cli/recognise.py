@@ -25,7 +25,7 @@ URL = "http://127.0.0.1:8000"
 
 
 def _open(url: str, client: Path, api_key: str, aligned: bool, detector: Path | None) -> Client:
-    from ppfr.data.detectors import open_detector
+    from ppfr.data.detection.detectors import open_detector
     from ppfr.serving.client import Client
 
     return Client(url, client, api_key, detector=None if aligned else open_detector("yunet", detector))

@@ -19,10 +19,10 @@ from ppfr.cli.gallery import (
     TemplateKeyFileOption,
     template_keys,
 )
-from ppfr.errors import GalleryError, ServiceError
+from ppfr.util.errors import GalleryError, ServiceError
 
 if TYPE_CHECKING:
-    from ppfr.serving.web import Page
+    from ppfr.serving.http.web import Page
 
 
 @app.command()
@@ -79,11 +79,11 @@ def serve(
     """
     import uvicorn
 
-    from ppfr.serving.apikeys import Role
-    from ppfr.serving.database import hide_password
-    from ppfr.serving.keyring import Keyring
-    from ppfr.serving.server import ServerLimits, create_app
+    from ppfr.serving.gallery.api_keys import Role
+    from ppfr.serving.gallery.database import hide_password
+    from ppfr.serving.http.app import ServerLimits, create_app
     from ppfr.serving.start import open_service
+    from ppfr.util.keyring import Keyring
 
     _refuse_taken_port(host, port)
     for file in (key_file, template_key_file):
@@ -133,9 +133,9 @@ def _refuse_taken_port(host: str, port: int) -> None:
 
 
 def _page(client: Path, detector: Path | None, contract: str) -> Page:
-    from ppfr.data.fetch import cached_path
-    from ppfr.data.yunet import MODEL_SHA256, MODEL_URL
-    from ppfr.serving.web import open_page
+    from ppfr.data.detection.yunet import MODEL_SHA256, MODEL_URL
+    from ppfr.serving.http.web import open_page
+    from ppfr.util.fetch import cached_path
 
     fetched = cached_path(MODEL_URL, MODEL_SHA256)
     page = open_page(client, contract, detector or (fetched if fetched.is_file() else None))

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from ppfr.cli.app import StrictOption, app, out, say_skipped
-from ppfr.data.heterogeneous import PROTOCOLS
-from ppfr.data.simulatedlayout import plan_layout, write_layout
-from ppfr.progress import progress_callback
+from ppfr.data.protocols.heterogeneous import PROTOCOLS
+from ppfr.data.simulated_protocol import plan_layout, write_layout
+from ppfr.util.progress import progress_callback
 
 
 @app.command("simulate-hfr")

@@ -13,13 +13,13 @@ from rich.table import Table
 
 from ppfr.cli.app import DeviceOption, FlipOption, SeedOption, StrictOption, app, out, say_skipped
 from ppfr.data.faceset import FaceSet
-from ppfr.errors import DataError
 from ppfr.evaluation.evaluate import open_evaluation
 from ppfr.evaluation.tradeoff import measure_tradeoff, payload_grid
-from ppfr.files import atomic_path, atomic_write
-from ppfr.methods.files import load_method
-from ppfr.progress import progress_callback
+from ppfr.methods.common.files import load_method
 from ppfr.reports.figures import save_tradeoff_plot
+from ppfr.util.errors import DataError
+from ppfr.util.files import atomic_path, atomic_write
+from ppfr.util.progress import progress_callback
 
 
 @app.command()

@@ -10,15 +10,15 @@ import typer
 
 from ppfr.cli.app import DATA_HELP, DeviceOption, PreprocessingOption, StrictOption, app, out, recogniser, say_skipped
 from ppfr.data.faceset import FaceSet
-from ppfr.data.joint import JointFaces
+from ppfr.data.multi_dataset import JointFaces
 from ppfr.data.sources import open_splits
-from ppfr.errors import DataError
+from ppfr.distributed.process_group import joined
 from ppfr.methods import create
-from ppfr.ranks import joined
+from ppfr.recipes.recipe import PROFILES, DataSet, load_recipe
 from ppfr.training.interruption import EXIT_STATUS, Interrupted
 from ppfr.training.loop import train
-from ppfr.training.recipe import PROFILES, DataSet, load_recipe
 from ppfr.training.run import Run
+from ppfr.util.errors import DataError
 
 
 @app.command("train")

@@ -13,9 +13,9 @@ def web_assets() -> None:
     Both are checked against pinned hashes. Without a connection, bring the cache folder ($PPFR_CACHE, else
     ~/.cache/ppfr) from a machine that has one.
     """
-    from ppfr.data.fetch import cached
-    from ppfr.data.yunet import MODEL_SHA256, MODEL_URL
-    from ppfr.serving.assets import fetch_runtime
+    from ppfr.data.detection.yunet import MODEL_SHA256, MODEL_URL
+    from ppfr.serving.http.assets import fetch_runtime
+    from ppfr.util.fetch import cached
 
     out.print(str(fetch_runtime()), soft_wrap=True)
     out.print(str(cached(MODEL_URL, MODEL_SHA256)), soft_wrap=True)

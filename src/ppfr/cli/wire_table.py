@@ -11,12 +11,12 @@ from rich.table import Table
 
 from ppfr.cli.app import SeedOption, StrictOption, app, out, say_skipped
 from ppfr.data.faceset import FaceSet
-from ppfr.errors import DataError
 from ppfr.evaluation.codings import measure_codings
 from ppfr.evaluation.evaluate import PAIRS, open_evaluation
-from ppfr.files import atomic_write
-from ppfr.methods.files import load_method
-from ppfr.progress import progress_callback
+from ppfr.methods.common.files import load_method
+from ppfr.util.errors import DataError
+from ppfr.util.files import atomic_write
+from ppfr.util.progress import progress_callback
 
 
 @app.command("wire-table")

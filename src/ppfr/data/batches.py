@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppfr.data.faceset import FaceSet, Indices
 from ppfr.data.images import Images, to_tensor
-from ppfr.errors import DataError
+from ppfr.util.errors import DataError
 
 BLUR_SIGMA = (0.5, 1.6)
 Draws = npt.NDArray[np.float32]

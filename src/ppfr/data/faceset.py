@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppfr.data.images import FACE_SIZE, Images
-from ppfr.errors import DataError
+from ppfr.util.errors import DataError
 
 Indices = npt.NDArray[np.int64]
 

@@ -15,7 +15,7 @@ import simplejpeg
 import torch
 
 from ppfr.data.orientation import exif_orientation, upright
-from ppfr.errors import DataError
+from ppfr.util.errors import DataError
 
 Images = npt.NDArray[np.uint8]
 Source = str | os.PathLike[str]

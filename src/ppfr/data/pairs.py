@@ -6,58 +6,23 @@ import csv
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ppfr.data.binfile import read_bin
-from ppfr.data.faceset import Indices, Skipped
+from ppfr.data.faceset import Indices
+from ppfr.data.formats.binfile import read_bin
+from ppfr.data.formats.listings import read_csv
 from ppfr.data.images import FACE_SIZE, Images, Source, decode_image, read_images
-from ppfr.data.sources import read_csv
-from ppfr.errors import DataError
-from ppfr.files import atomic_write
+from ppfr.data.pairset import PairedImages, PairSet, pair_up
+from ppfr.util.errors import DataError
+from ppfr.util.files import atomic_write
 
 PAIR_COLUMNS = ("path_a", "path_b", "same")
 # sets up to this many images list all their pairs (two million)
 _LISTED_IMAGES = 2000
 _TRUTH = {"1": True, "true": True, "0": False, "false": False}
-
-
-@dataclass(frozen=True)
-class PairSet:
-    """Pairs of images by index: `first` and `second` (P,) int64 into one set of images, `same` (P,) bool.
-
-    The order matters: 10-fold protocols cut the pairs into contiguous folds. `skipped` names the images that
-    could not be used; their pairs are left out. Raises DataError when the three arrays do not belong
-    together.
-    """
-
-    name: str
-    first: Indices
-    second: Indices
-    same: npt.NDArray[np.bool_]
-    skipped: list[Skipped] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if not self.first.shape == self.second.shape == self.same.shape == (len(self.same),):
-            shapes = f"{self.first.shape}, {self.second.shape}, {self.same.shape}"
-            raise DataError(f"{self.name}: first, second and same have shapes {shapes}; expected (P,) each")
-
-    def __len__(self) -> int:
-        return len(self.same)
-
-    def __repr__(self) -> str:
-        return f"PairSet({self.name!r}: {int(self.same.sum())} genuine, {int((~self.same).sum())} impostor)"
-
-
-class PairedImages(NamedTuple):
-    """Pairs, and the images (M, size, size, 3) RGB uint8 that their indices mean."""
-
-    pairs: PairSet
-    images: Images
 
 
 def open_pairs(source: Source, *, size: int = FACE_SIZE, strict: bool = False) -> PairedImages:
@@ -199,7 +164,7 @@ def load_bin(path: Source, *, size: int = FACE_SIZE, strict: bool = False) -> Pa
     """Read an InsightFace verification file (`lfw.bin`, `cfp_fp.bin`, ...); nothing in it is run.
 
     Such a file is a pickle of (2 P encoded images, P truth values), pair i being images 2 i and 2 i + 1; see
-    `ppfr.data.binfile` for what it may hold. Broken images are treated as in `read_pairs`. Raises DataError.
+    `ppfr.data.formats.binfile` for what it may hold. Broken images are treated as in `read_pairs`. Raises DataError.
     """
     path = Path(path)
     encoded, same = read_bin(path)
@@ -212,46 +177,3 @@ def load_bin(path: Source, *, size: int = FACE_SIZE, strict: bool = False) -> Pa
     rows = [(2 * pair, 2 * pair + 1) for pair in range(len(same))]
     names = [f"image {number}" for number in range(len(encoded))]
     return pair_up(path, rows, same, names, images, size=size, strict=strict)
-
-
-def pair_up(
-    path: Path,
-    rows: Sequence[tuple[int, int]],
-    same: Sequence[bool],
-    names: Sequence[str],
-    images: Sequence[Images | DataError],
-    *,
-    size: int,
-    strict: bool,
-) -> PairedImages:
-    """Keep the pairs whose two images are good, renumber the images, account for the rest.
-
-    `rows` and `same` are the pairs of the list at `path`, by position in `names` and `images`. Raises DataError when no
-    pair is left, and with `strict` for anything left out.
-    """
-    skipped = [
-        Skipped(name, str(image)) for name, image in zip(names, images, strict=True) if isinstance(image, DataError)
-    ]
-    if strict and skipped:
-        raise DataError(f"{path}: {len(skipped)} images refused under strict; {_say(skipped[0])}")
-    good = {number: image for number, image in enumerate(images) if not isinstance(image, DataError)}
-    place = {number: position for position, number in enumerate(good)}
-    kept = [pair for pair, (a, b) in enumerate(rows) if a in place and b in place]
-    if not kept:
-        reason = f"; {_say(skipped[0])}" if skipped else ""
-        raise DataError(f"{path}: none of {len(rows)} pairs can be used{reason}")
-    stack = np.empty((len(good), size, size, 3), np.uint8)
-    for position, image in enumerate(good.values()):
-        stack[position] = image
-    pairs = PairSet(
-        path.stem,
-        np.array([place[rows[pair][0]] for pair in kept], np.int64),
-        np.array([place[rows[pair][1]] for pair in kept], np.int64),
-        np.array([same[pair] for pair in kept], np.bool_),
-        skipped,
-    )
-    return PairedImages(pairs, stack)
-
-
-def _say(skipped: Skipped) -> str:
-    return skipped.reason if skipped.path in skipped.reason else f"{skipped.path}: {skipped.reason}"

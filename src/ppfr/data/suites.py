@@ -8,12 +8,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from ppfr.data.carray import is_carray
 from ppfr.data.faceset import Skipped
-from ppfr.data.heterogeneous import LIST_FOLDERS
-from ppfr.data.ijb import is_ijb
-from ppfr.data.rfw import is_rfw
-from ppfr.errors import DataError
+from ppfr.data.formats.carray import is_carray
+from ppfr.data.protocols.heterogeneous import LIST_FOLDERS
+from ppfr.data.protocols.ijb import is_ijb
+from ppfr.data.protocols.rfw import is_rfw
+from ppfr.util.errors import DataError
 
 
 class Kind(StrEnum):

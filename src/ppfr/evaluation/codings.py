@@ -12,11 +12,11 @@ import torch
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.data.pairs import draw_pairs
-from ppfr.errors import DataError, PayloadError
 from ppfr.evaluation.cost import evaluating
 from ppfr.evaluation.evaluate import BATCH_SIZE, PAIRS
-from ppfr.evaluation.verification import verification
+from ppfr.evaluation.metrics.verification import verification
 from ppfr.methods import Method, Payload
+from ppfr.util.errors import DataError, PayloadError
 
 # the first is what the others are compared with
 CODINGS = ("float32", "float16", "int8", "planes:0.01", "planes:0.02", "planes:0.05", "planes:0.1")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppfr.errors import ShapeError
 from ppfr.methods import Method
+from ppfr.util.errors import ShapeError
 
 REPEATS = 20
 WARMUP = 3

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ppfr.data.faceset import FaceSet, Indices
+from ppfr.distributed.pieces import Pieces
+from ppfr.distributed.process_group import Ranks
 from ppfr.evaluation.evaluate import Model, embed_faces
-from ppfr.files import atomic_path
-from ppfr.pieces import Pieces
-from ppfr.progress import track
-from ppfr.ranks import Ranks
+from ppfr.util.files import atomic_path
+from ppfr.util.progress import track
 
 # images of one piece: what is computed again after a stop, and one row group of the file
 PIECE = 2048

@@ -13,18 +13,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ppfr.data.carray import is_carray, load_carray
 from ppfr.data.faceset import FaceSet
+from ppfr.data.formats.carray import is_carray, load_carray
 from ppfr.data.images import FACE_SIZE, Images, Source, to_tensor
-from ppfr.data.pairs import PairedImages, draw_pairs, is_pair_list, open_pairs
+from ppfr.data.pairs import draw_pairs, is_pair_list, open_pairs
+from ppfr.data.pairset import PairedImages
 from ppfr.data.sources import holds_splits, open_faces, open_splits
-from ppfr.errors import DataError
 from ppfr.evaluation.cost import evaluating
-from ppfr.evaluation.roc import FARS
-from ppfr.evaluation.statistics import REPLICATES
-from ppfr.evaluation.verification import FOLDS, Verification, verification
+from ppfr.evaluation.metrics.roc import FARS
+from ppfr.evaluation.metrics.statistics import REPLICATES
+from ppfr.evaluation.metrics.verification import FOLDS, Verification, verification
 from ppfr.methods import Method
 from ppfr.networks import Recogniser
+from ppfr.util.errors import DataError
 
 Model = Method | Recogniser
 Progress = Callable[[int, int], None]

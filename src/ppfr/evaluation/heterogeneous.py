@@ -6,7 +6,7 @@ verification rate, elsewhere called TAR) at the largest FAR not above the target
 
 Two cases which that evaluation leaves open have stated rules here. A person with several gallery photos is as similar
 as the best of them, in Rank-1 and in the ROC: each probe is compared once with each person. A probe whose person has
-no gallery photo counts nowhere; `ppfr.data.protocoltest` names and counts it.
+no gallery photo counts nowhere; `ppfr.data.protocols.fold_tests` names and counts it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ppfr.data.protocoltest import FoldTest, ProtocolTest
-from ppfr.errors import DataError
+from ppfr.data.protocols.fold_tests import FoldTest, ProtocolTest
 from ppfr.evaluation.evaluate import BATCH_SIZE, Model, Progress, embed_faces
-from ppfr.evaluation.identification import pool_similarities, rank_hits
-from ppfr.evaluation.roc import roc_of_parts
-from ppfr.evaluation.statistics import Floats
-from ppfr.evaluation.verification import Embeddings, as_embeddings, unit_rows
+from ppfr.evaluation.metrics.identification import pool_similarities, rank_hits
+from ppfr.evaluation.metrics.roc import roc_of_parts
+from ppfr.evaluation.metrics.statistics import Floats
+from ppfr.evaluation.metrics.verification import Embeddings, as_embeddings, unit_rows
+from ppfr.util.errors import DataError
 
 FARS = (1e-2, 1e-3, 1e-4)
 _TILE = 2048

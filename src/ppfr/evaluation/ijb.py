@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from ppfr.errors import DataError
-from ppfr.evaluation.identification import rank_hits
-from ppfr.evaluation.roc import FarRule, Roc, roc_of_parts
-from ppfr.evaluation.statistics import Bools, Floats, as_plain
+from ppfr.evaluation.metrics.identification import rank_hits
+from ppfr.evaluation.metrics.roc import FarRule, Roc, roc_of_parts
+from ppfr.evaluation.metrics.statistics import Bools, Floats, as_plain
+from ppfr.util.errors import DataError
 
 Rows = npt.NDArray[np.int32]
 Halves = Literal["whole", "first", "sum"]

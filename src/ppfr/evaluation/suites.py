@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from ppfr.data.carray import is_carray, load_carray
 from ppfr.data.faceset import Skipped
-from ppfr.data.ijb import open_ijb, read_ijb
+from ppfr.data.formats.carray import is_carray, load_carray
 from ppfr.data.images import FACE_SIZE
 from ppfr.data.pairs import open_pairs
-from ppfr.data.rfw import GROUPS, open_rfw, rfw_groups
+from ppfr.data.protocols.ijb import open_ijb, read_ijb
+from ppfr.data.protocols.rfw import GROUPS, open_rfw, rfw_groups
 from ppfr.data.suites import SUITES, Kind, Suite
 from ppfr.evaluation.evaluate import Model, Progress, embed_faces, evaluate_pairs
 from ppfr.evaluation.heterogeneous import HeterogeneousFigures
 from ppfr.evaluation.ijb import FPIRS, RANKS, search_templates, template_features, verify_templates
-from ppfr.evaluation.verification import Verification
+from ppfr.evaluation.metrics.verification import Verification
 
 PUBLISHED_FPR = 1e-4
 """The FPR at which papers give the TPR on IJB-B and IJB-C."""

@@ -12,9 +12,9 @@ import torch
 
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
-from ppfr.errors import DataError, MethodError
 from ppfr.evaluation.evaluate import evaluate_pairs
 from ppfr.methods import Method
+from ppfr.util.errors import DataError, MethodError
 
 SAMPLE = 16
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppfr.errors import MethodError, ShapeError
-from ppfr.ranks import Ranks
+from ppfr.distributed.process_group import Ranks
+from ppfr.util.errors import MethodError, ShapeError
 
 KERNEL_DEVIATION = 0.01
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ppfr.errors import MethodError
 from ppfr.heads.base import Head, MarginHead
+from ppfr.util.errors import MethodError
 
 # sin(theta) is kept from 0, where its slope against the cosine is infinite; this is 0.06 degrees
 _LEAST_SQUARED_SINE = 1e-6

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ppfr.errors import MethodError
 from ppfr.heads.base import Head
 from ppfr.heads.margin import AdaFace, ArcFace, CosFace, CurricularFace, Softmax
+from ppfr.util.errors import MethodError
 
 _HEADS: dict[str, type[Head]] = {
     "arcface": ArcFace,

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppfr.errors import MethodError
+from ppfr.distributed.process_group import Ranks
 from ppfr.heads.base import KERNEL_DEVIATION
 from ppfr.heads.registry import build_head
-from ppfr.ranks import Ranks
+from ppfr.util.errors import MethodError
 
 # rows of a kernel drawn at once: the stream of normal numbers is the same in blocks of 16 values as in one piece
 _ROWS_DRAWN = 16

@@ -1,6 +1,6 @@
 """PPFR systems: one file a method, found by name."""
 
-from ppfr.methods.base import (
+from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
     Method,
@@ -15,7 +15,7 @@ from ppfr.methods.base import (
     method_names,
     register,
 )
-from ppfr.methods.payload import Payload, PayloadSchema, TensorSpec
+from ppfr.methods.common.payload import Payload, PayloadSchema, TensorSpec
 
 __all__ = [
     "BackboneSpec",

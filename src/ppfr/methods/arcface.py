@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ppfr.methods.base import BackboneSpec, Method, MethodInfo, MethodOptions, Stage, register
-from ppfr.methods.graph import ProtectGraph
-from ppfr.methods.parts import ChannelServer, server_stage
-from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.base import BackboneSpec, Method, MethodInfo, MethodOptions, Stage, register
+from ppfr.methods.common.graph import ProtectGraph
+from ppfr.methods.common.parts import ChannelServer, server_stage
+from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 from ppfr.transforms import block_dct
 
 

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ppfr.errors import MethodError
-from ppfr.methods.base import (
+from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
     Method,
@@ -23,13 +22,14 @@ from ppfr.methods.base import (
     payload_option,
     register,
 )
-from ppfr.methods.graph import NoGraph
-from ppfr.methods.parts import ChannelServer, clear_stage
-from ppfr.methods.patterns import EmbeddingMatch, Judged, LossTerm, Patterns, UpdateRule, find_patterns
-from ppfr.methods.payload import Payload, PayloadSchema, TensorSpec
+from ppfr.methods.common.graph import NoGraph
+from ppfr.methods.common.parts import ChannelServer, clear_stage
+from ppfr.methods.common.patterns import EmbeddingMatch, Judged, LossTerm, Patterns, UpdateRule, find_patterns
+from ppfr.methods.common.payload import Payload, PayloadSchema, TensorSpec
 from ppfr.networks import Backbone
 from ppfr.networks.inference import folded
 from ppfr.networks.unet import REDUCTION, UNet, build_unet
+from ppfr.util.errors import MethodError
 
 # side of the blocks whose variances the third term makes equal
 _BLOCK = 8
@@ -174,7 +174,7 @@ class AVIH(Method):
         return embedding
 
     def find_images(self, images: Tensor, generator: torch.Generator, *, state_file: Path | None = None) -> Patterns:
-        """What `protect` does for images (B,3,H,W) in [-1,1], with its books; see `ppfr.methods.patterns`."""
+        """What `protect` does for images (B,3,H,W) in [-1,1], with its books; see `ppfr.methods.common.patterns`."""
         self._require_key()
         return self.client.find(images, generator, state_file)
 

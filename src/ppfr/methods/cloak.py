@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ppfr.methods.base import (
+from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
     Method,
@@ -18,9 +18,9 @@ from ppfr.methods.base import (
     TrainingStep,
     register,
 )
-from ppfr.methods.graph import Draw, ProtectGraph
-from ppfr.methods.parts import ChannelServer, clear_stage
-from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.graph import Draw, ProtectGraph
+from ppfr.methods.common.parts import ChannelServer, clear_stage
+from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 
 # the noise begins so small that the frozen recogniser still recognises: (1 + tanh(-2)) / 2 is 0.018
 _FIRST_RHO = -2.0

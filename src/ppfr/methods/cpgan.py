@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ppfr.methods.base import (
+from ppfr.methods.common.base import (
     BackboneSpec,
     Method,
     MethodInfo,
@@ -20,9 +20,9 @@ from ppfr.methods.base import (
     TrunkInput,
     register,
 )
-from ppfr.methods.graph import ProtectGraph
-from ppfr.methods.parts import ChannelServer
-from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.graph import ProtectGraph
+from ppfr.methods.common.parts import ChannelServer
+from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 from ppfr.networks import Backbone
 from ppfr.networks.base import initialised
 

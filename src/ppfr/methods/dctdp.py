@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ppfr.methods.base import (
+from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
     Method,
@@ -19,9 +19,9 @@ from ppfr.methods.base import (
     Stage,
     register,
 )
-from ppfr.methods.graph import Draw, ProtectGraph
-from ppfr.methods.parts import ChannelServer, server_stage
-from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.graph import Draw, ProtectGraph
+from ppfr.methods.common.parts import ChannelServer, server_stage
+from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 from ppfr.transforms import block_dct
 from ppfr.transforms.noise import laplace
 

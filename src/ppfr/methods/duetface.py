@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ppfr.errors import MethodError
-from ppfr.methods.base import (
+from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
     Method,
@@ -24,14 +23,15 @@ from ppfr.methods.base import (
     register,
     secret_option,
 )
-from ppfr.methods.graph import NoGraph, ProtectGraph
-from ppfr.methods.parts import InputScale, client_trunk, split_for_memory
-from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.graph import NoGraph, ProtectGraph
+from ppfr.methods.common.parts import InputScale, client_trunk, split_for_memory
+from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 from ppfr.networks import PFLD, Backbone, load_pfld
 from ppfr.networks.base import reset_weights
 from ppfr.networks.mobilefacenet import CLIENT_BLOCKS, MobileFaceNet
 from ppfr.transforms import block_dct
 from ppfr.transforms.roi import canonical_mask, hull_mask
+from ppfr.util.errors import MethodError
 
 # section 4.1: the low frequencies that show the face stay on the client
 CLIENT_FREQUENCIES = (0, 1, 2, 3, 4, 5, 8, 9, 16, 24)

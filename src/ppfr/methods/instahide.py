@@ -10,8 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ppfr.errors import MethodError
-from ppfr.methods.base import (
+from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
     Method,
@@ -22,10 +21,11 @@ from ppfr.methods.base import (
     TrainingStep,
     register,
 )
-from ppfr.methods.graph import NoGraph
-from ppfr.methods.parts import ChannelServer, server_stage
-from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.graph import NoGraph
+from ppfr.methods.common.parts import ChannelServer, server_stage
+from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 from ppfr.networks import Backbone
+from ppfr.util.errors import MethodError
 
 # no image of a mixture weighs more, section 4
 LARGEST_WEIGHT = 0.65

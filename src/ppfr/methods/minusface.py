@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ppfr.globalbatch import batch_mean
-from ppfr.methods.base import (
+from ppfr.distributed.global_batch import batch_mean
+from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
     Method,
@@ -21,9 +21,9 @@ from ppfr.methods.base import (
     TrunkInput,
     register,
 )
-from ppfr.methods.graph import Draw, ProtectGraph
-from ppfr.methods.parts import InputScale
-from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.graph import Draw, ProtectGraph
+from ppfr.methods.common.parts import InputScale
+from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 from ppfr.networks import Backbone
 from ppfr.networks.unet import LAST, UNet, build_unet
 from ppfr.transforms import block_dct, inverse_block_dct

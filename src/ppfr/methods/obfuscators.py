@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ppfr.methods.base import (
+from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
     Method,
@@ -20,9 +20,9 @@ from ppfr.methods.base import (
     payload_option,
     register,
 )
-from ppfr.methods.graph import NoGraph
-from ppfr.methods.parts import LevelsServer, server_stage
-from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.graph import NoGraph
+from ppfr.methods.common.parts import LevelsServer, server_stage
+from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 from ppfr.transforms.blur import EYES, GAUSSIAN_KERNEL, black_box, downscale, gaussian_blur, median_blur, pixelate
 from ppfr.transforms.quantise import to_levels
 

@@ -12,8 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ppfr.errors import MethodError
-from ppfr.methods.base import (
+from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
     Method,
@@ -26,11 +25,12 @@ from ppfr.methods.base import (
     require_secrets,
     secret_option,
 )
-from ppfr.methods.graph import Draw, ProtectGraph
-from ppfr.methods.parts import ChannelServer
-from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.graph import Draw, ProtectGraph
+from ppfr.methods.common.parts import ChannelServer
+from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 from ppfr.networks.gated import GatedConv2d, replace_module
 from ppfr.transforms import block_dct
+from ppfr.util.errors import MethodError
 
 # section 3.2: the ten low frequencies that show the face are dropped in every colour
 DROPPED = (0, 1, 2, 3, 8, 9, 10, 16, 17, 24)

@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ppfr.errors import MethodError
-from ppfr.methods.base import BackboneSpec, Hypothesis, Method, MethodInfo, MethodOptions, Stage, register
-from ppfr.methods.graph import Draw, ProtectGraph
-from ppfr.methods.parts import ChannelServer, server_stage
-from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.base import BackboneSpec, Hypothesis, Method, MethodInfo, MethodOptions, Stage, register
+from ppfr.methods.common.graph import Draw, ProtectGraph
+from ppfr.methods.common.parts import ChannelServer, server_stage
+from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 from ppfr.transforms.noise import laplace
+from ppfr.util.errors import MethodError
 
 # of the randomised SVD (Halko et al. 2011): further vectors, and power iterations
 _OVERSAMPLING, _ITERATIONS = 10, 4

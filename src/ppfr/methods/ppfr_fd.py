@@ -8,8 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ppfr.errors import MethodError
-from ppfr.methods.base import (
+from ppfr.methods.common.base import (
     BackboneSpec,
     Method,
     MethodInfo,
@@ -21,10 +20,11 @@ from ppfr.methods.base import (
     require_secrets,
     secret_option,
 )
-from ppfr.methods.graph import ProtectGraph
-from ppfr.methods.parts import ChannelServer, InputScale, server_stage
-from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.graph import ProtectGraph
+from ppfr.methods.common.parts import ChannelServer, InputScale, server_stage
+from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 from ppfr.transforms import block_dct
+from ppfr.util.errors import MethodError
 
 CHANNELS = 192
 # of the binary concrete distribution (Maddison et al. 2017): how soft a gate's gradient is

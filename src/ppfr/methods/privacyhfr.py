@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ppfr.errors import MethodError
-from ppfr.methods.base import (
+from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
     Method,
@@ -25,12 +24,13 @@ from ppfr.methods.base import (
     payload_option,
     register,
 )
-from ppfr.methods.graph import NoGraph, ProtectGraph
-from ppfr.methods.patterns import EmbeddingMatch, Patterns, UpdateRule, find_patterns
-from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.graph import NoGraph, ProtectGraph
+from ppfr.methods.common.patterns import EmbeddingMatch, Patterns, UpdateRule, find_patterns
+from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 from ppfr.networks import Backbone
 from ppfr.networks.inference import folded, reading_channel
 from ppfr.transforms import remove_frequencies
+from ppfr.util.errors import MethodError
 
 # of the recogniser's three input channels the one that carries a pattern; the others are zero
 PATTERN_CHANNEL = 1
@@ -175,7 +175,7 @@ class PrivacyHFR(Method):
     def find_patterns(self, images: Tensor, generator: torch.Generator, *, state_file: Path | None = None) -> Patterns:
         """What `protect` does for images (B,3,H,W) in [-1,1], with its books: cosines, losses, numbers of updates.
 
-        With `state_file` a search that was stopped goes on; see `ppfr.methods.patterns.find_patterns`. Raises
+        With `state_file` a search that was stopped goes on; see `ppfr.methods.common.patterns.find_patterns`. Raises
         MethodError unless `options.pattern` is "dra".
         """
         return self.client.find(images, generator, state_file)

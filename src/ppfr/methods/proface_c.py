@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ppfr.errors import MethodError
-from ppfr.globalbatch import batch_mean
-from ppfr.methods.base import (
+from ppfr.distributed.global_batch import batch_mean
+from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
     Method,
@@ -26,14 +25,15 @@ from ppfr.methods.base import (
     require_secrets,
     secret_option,
 )
-from ppfr.methods.graph import NoGraph
-from ppfr.methods.parts import clear_stage, client_trunk
-from ppfr.methods.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.graph import NoGraph
+from ppfr.methods.common.parts import clear_stage, client_trunk
+from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 from ppfr.networks import Backbone
 from ppfr.networks.mobilefacenet import CLIENT_BLOCKS, MobileFaceNet
 from ppfr.transforms.blur import EVALUATION, TRAINING, BlurRange, obfuscate
 from ppfr.transforms.quantise import dequantise, from_levels, prune, quantise, straight_through, to_levels
 from ppfr.transforms.shuffle import draw_permutations, shuffle_blocks
+from ppfr.util.errors import MethodError
 
 MAPS = ("map0", "map1", "map2", "map3")
 BITS = (8, 6, 4, 2)

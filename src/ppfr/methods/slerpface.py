@@ -10,8 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ppfr.errors import MethodError
-from ppfr.methods.base import (
+from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
     Method,
@@ -23,9 +22,10 @@ from ppfr.methods.base import (
     payload_option,
     register,
 )
-from ppfr.methods.graph import NoGraph, ProtectGraph
-from ppfr.methods.payload import PayloadSchema
+from ppfr.methods.common.graph import NoGraph, ProtectGraph
+from ppfr.methods.common.payload import PayloadSchema
 from ppfr.transforms.template import TemplateKey, protect_template
+from ppfr.util.errors import MethodError
 
 
 class SlerpFaceOptions(MethodOptions):

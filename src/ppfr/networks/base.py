@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ppfr.errors import ShapeError
 from ppfr.networks.gated import GatedConv2d
+from ppfr.util.errors import ShapeError
 
 AfterStage = Callable[[int, Tensor], Tensor]
 Shape = tuple[int, int, int]

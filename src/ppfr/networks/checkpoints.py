@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ppfr.errors import CheckpointError
-from ppfr.files import sha256_file
 from ppfr.networks.base import Backbone
 from ppfr.networks.layouts import Layout, find_layout, infer_backbone
 from ppfr.networks.preprocessing import ChannelOrder, Preprocessing
 from ppfr.networks.weightfile import State, read_state_dict
+from ppfr.util.errors import CheckpointError
+from ppfr.util.files import sha256_file
 
 LISTED = 8  # keys of one kind that an error message spells out
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppfr.errors import ShapeError
+from ppfr.util.errors import ShapeError
 
 
 class GatedConv2d(nn.Module):

@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ppfr.errors import MethodError
 from ppfr.networks.base import Backbone
+from ppfr.util.errors import MethodError
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ppfr.errors import CheckpointError
 from ppfr.networks import iresnet
 from ppfr.networks.base import Backbone
 from ppfr.networks.mobilefacenet import BLOCKS
 from ppfr.networks.preprocessing import Preprocessing
 from ppfr.networks.registry import empty_backbone
 from ppfr.networks.weightfile import State
+from ppfr.util.errors import CheckpointError
 
 REDUCTION = 16  # the last features of every backbone here have 1/16 of the input's height and width
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppfr.errors import MethodError
 from ppfr.networks.base import Backbone, BlockShape, scaled
+from ppfr.util.errors import MethodError
 
 REDUCTION = 16
 _CHAIN_UNITS = (1, 2, 3, 4)

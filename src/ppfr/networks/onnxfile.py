@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ppfr.errors import CheckpointError
+from ppfr.util.errors import CheckpointError
 
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 # InsightFace looks for a built-in normalisation among as many first nodes

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppfr.errors import ShapeError
 from ppfr.networks.checkpoints import load_state
 from ppfr.networks.weightfile import read_state_dict
+from ppfr.util.errors import ShapeError
 
 LANDMARKS = 98
 SIZE = 112

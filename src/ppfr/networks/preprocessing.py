@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppfr.errors import ShapeError
+from ppfr.util.errors import ShapeError
 
 ChannelOrder = Literal["rgb", "bgr"]
 Triple = tuple[float, float, float]

@@ -10,13 +10,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ppfr.errors import CheckpointError, ShapeError
-from ppfr.files import sha256_file
 from ppfr.networks.base import Backbone
 from ppfr.networks.checkpoints import load_checkpoint
 from ppfr.networks.inference import folded
 from ppfr.networks.onnxfile import OnnxNetwork
 from ppfr.networks.preprocessing import ChannelOrder, Preprocessing, Triple
+from ppfr.util.errors import CheckpointError, ShapeError
+from ppfr.util.files import sha256_file
 
 # On a CPU the activations of a batch should stay in the cache: MobileFaceNet takes about 4 ms an image in
 # batches of 16 and 8 ms in batches of 64 (one core).

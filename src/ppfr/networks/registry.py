@@ -8,12 +8,12 @@ from typing import Protocol
 
 import torch
 
-from ppfr.errors import MethodError
 from ppfr.networks import iresnet, lightcnn, mobilefacenet
 from ppfr.networks.base import Backbone, initialised
 from ppfr.networks.iresnet import IResNet
 from ppfr.networks.lightcnn import LightCNN
 from ppfr.networks.mobilefacenet import MobileFaceNet
+from ppfr.util.errors import MethodError
 
 
 class _Builder(Protocol):

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppfr.errors import CheckpointError, ShapeError
 from ppfr.networks.weightfile import read_state_dict
+from ppfr.util.errors import CheckpointError, ShapeError
 
 STRIDES = (8, 16, 32)
 ANCHOR_SIDES = ((10, 20), (32, 64), (128, 256))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ppfr.errors import ShapeError
 from ppfr.networks.base import initialised, scaled
+from ppfr.util.errors import ShapeError
 
 _CHANNELS = (64, 128, 256, 512, 1024)
 LEVELS = len(_CHANNELS)

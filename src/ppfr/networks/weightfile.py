@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ppfr.errors import CheckpointError
+from ppfr.util.errors import CheckpointError
 
 State = dict[str, Tensor]
 

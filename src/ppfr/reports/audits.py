@@ -13,10 +13,8 @@ import numpy.typing as npt
 from markupsafe import Markup
 from torch import Tensor
 
-from ppfr.attacks.audit import Audit, Evidence
-from ppfr.attacks.card import CONTROL_SHARE, Beside, Card, Figure, Finding, Measured
-from ppfr.errors import DataError
-from ppfr.files import atomic_write
+from ppfr.auditing.audit import Audit, Evidence
+from ppfr.auditing.card import CONTROL_SHARE, Beside, Card, Figure, Finding, Measured
 from ppfr.reports import wording
 from ppfr.reports.figures import Bar, Point, bytes_plot, leak_bars, leakage_plot
 from ppfr.reports.measures import Cell
@@ -24,6 +22,8 @@ from ppfr.reports.pages import render
 from ppfr.reports.pictures import describe_payload, payload_picture
 from ppfr.reports.report import SYNTHETIC_MARK
 from ppfr.reports.wording import Bounds
+from ppfr.util.errors import DataError
+from ppfr.util.files import atomic_write
 
 Images = npt.NDArray[np.uint8]
 

@@ -11,11 +11,11 @@ from typing import Any
 from ppfr.data.faceset import Skipped
 from ppfr.data.suites import SUITES, Kind
 from ppfr.evaluation.suites import SuiteResult
-from ppfr.files import atomic_write
 from ppfr.reports.pages import render
 from ppfr.reports.published import published_tables
 from ppfr.reports.tables import PUBLISHED, Column, Quantity, Row, Table
 from ppfr.reports.wording import MISSING
+from ppfr.util.files import atomic_write
 
 RESULT_FILE, MARKDOWN_FILE, PAGE_FILE, TABLES_FOLDER = "benchmark.json", "benchmark.md", "benchmark.html", "tables"
 _OURS = "Rows without a source were measured here, the others are as published, with training sets of their own."

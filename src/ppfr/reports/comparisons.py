@@ -10,9 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ppfr.attacks.card import Card
-from ppfr.comparison import Outcome
-from ppfr.files import atomic_write
+from ppfr.auditing.card import Card
+from ppfr.experiments.comparison import Outcome
 from ppfr.reports import wording
 from ppfr.reports.audits import compare, unequal
 from ppfr.reports.figures import Point, bytes_plot, leakage_plot
@@ -20,6 +19,7 @@ from ppfr.reports.pages import render
 from ppfr.reports.published import published_tables
 from ppfr.reports.report import SYNTHETIC_MARK
 from ppfr.reports.tables import PUBLISHED, Column, Quantity, Row, Table
+from ppfr.util.files import atomic_write
 
 TABLES_FILE, PAGE_FILE = "tables", "comparison.html"
 _NO_SPREAD = "One seed: no deviation is known, and small differences mean nothing."

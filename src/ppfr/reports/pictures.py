@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ppfr.errors import PayloadError, ShapeError
-from ppfr.files import atomic_write
-from ppfr.methods.payload import Payload, TensorSpec
+from ppfr.methods.common.payload import Payload, TensorSpec
 from ppfr.reports.lettering import LINE_SPACING, letter
+from ppfr.util.errors import PayloadError, ShapeError
+from ppfr.util.files import atomic_write
 
 Images = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

@@ -17,5 +17,5 @@ def published_tables() -> list[dict[str, Any]]:
 
 
 def published_table(protocol: str) -> dict[str, Any]:
-    """The table of a heterogeneous protocol, by its name in `ppfr.data.heterogeneous.PROTOCOLS`."""
+    """The table of a heterogeneous protocol, by its name in `ppfr.data.protocols.heterogeneous.PROTOCOLS`."""
     return next(table for table in published_tables() if table.get("protocol") == protocol)

@@ -13,16 +13,16 @@ import numpy.typing as npt
 import torch
 from markupsafe import Markup
 
-from ppfr.errors import DataError
-from ppfr.evaluation.similarity import WINDOW, ssim
-from ppfr.evaluation.statistics import as_plain
-from ppfr.files import atomic_write
+from ppfr.evaluation.metrics.similarity import WINDOW, ssim
+from ppfr.evaluation.metrics.statistics import as_plain
 from ppfr.reports import wording
 from ppfr.reports.figures import Line, Point, bytes_plot, leakage_plot, likeness_plot
 from ppfr.reports.measures import GROUPS, Group
 from ppfr.reports.pages import render
 from ppfr.reports.pictures import check_picture
 from ppfr.reports.published import published_tables
+from ppfr.util.errors import DataError
+from ppfr.util.files import atomic_write
 
 Images = npt.NDArray[np.uint8]
 

@@ -14,11 +14,11 @@ from urllib.parse import quote
 
 import httpx
 
-from ppfr.data.align import align
-from ppfr.data.detection import Detector
+from ppfr.data.detection.align import align
+from ppfr.data.detection.detector import Detector
 from ppfr.data.images import Images, fit_crop, read_image, to_tensor
-from ppfr.errors import DataError, ServiceError
-from ppfr.serving.export import CLIENT, Protector
+from ppfr.serving.deployment.export import CLIENT, Protector
+from ppfr.util.errors import DataError, ServiceError
 
 Photo = Path | str | Images
 _CROP = 112
@@ -107,9 +107,9 @@ class Client(_Requests):
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """`client_dir` is what `ppfr export` wrote for clients. `detector` finds and aligns the face in a photo (see
-        `ppfr.data.detectors.open_detector`); without one, photos are taken for aligned crops. A request that meets no
-        answer or a busy server is repeated up to `retries` times, `pause` seconds later and twice as long each time.
-        Raises CheckpointError.
+        `ppfr.data.detection.detectors.open_detector`); without one, photos are taken for aligned crops. A request that
+        meets no answer or a busy server is repeated up to `retries` times, `pause` seconds later and twice as long each
+        time. Raises CheckpointError.
         """
         super().__init__(client_dir, detector, retries, pause)
         self._http = httpx.Client(

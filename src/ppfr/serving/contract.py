@@ -11,10 +11,10 @@ from typing import Any, Self
 
 import torch
 
-from ppfr.errors import CheckpointError, PayloadError
-from ppfr.files import atomic_write
 from ppfr.methods import Method, PayloadSchema, TensorSpec
-from ppfr.methods.base import method_class
+from ppfr.methods.common.base import method_class
+from ppfr.util.errors import CheckpointError, PayloadError
+from ppfr.util.files import atomic_write
 from ppfr.wire import parse_coding
 
 CONTRACT_FILE = "contract.json"

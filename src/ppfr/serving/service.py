@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppfr.errors import PayloadError
 from ppfr.methods import Payload
-from ppfr.serving.batching import Batcher
 from ppfr.serving.contract import Contract
-from ppfr.serving.gallery import Face, Gallery
-from ppfr.serving.index import SearchUnavailable
-from ppfr.serving.keeper import IndexKeeper
-from ppfr.serving.recall import gallery_recall
+from ppfr.serving.gallery.gallery import Face, Gallery
+from ppfr.serving.runtime.batching import Batcher
+from ppfr.serving.search.index import SearchUnavailable
+from ppfr.serving.search.keeper import IndexKeeper
+from ppfr.serving.search.recall import gallery_recall
+from ppfr.util.errors import PayloadError
 
 _LOG = logging.getLogger(__name__)
 

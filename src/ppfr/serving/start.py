@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from ppfr.serving.batching import Batcher
-from ppfr.serving.export import SERVER, Embedder
-from ppfr.serving.gallery import Gallery
-from ppfr.serving.indexes import open_index
-from ppfr.serving.keeper import IndexKeeper
-from ppfr.serving.keyring import Keyring
+from ppfr.serving.crypto.templates import Kind
+from ppfr.serving.deployment.export import SERVER, Embedder
+from ppfr.serving.gallery.gallery import Gallery
+from ppfr.serving.runtime.batching import Batcher
+from ppfr.serving.search.indexes import open_index
+from ppfr.serving.search.keeper import IndexKeeper
 from ppfr.serving.service import Service
-from ppfr.serving.templates import Kind
+from ppfr.util.keyring import Keyring
 
 
 def open_service(

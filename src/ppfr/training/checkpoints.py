@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppfr.errors import CheckpointError
+from ppfr.distributed.process_group import Ranks
 from ppfr.heads import Head, ShardedHead
-from ppfr.ranks import Ranks
 from ppfr.training.run import Run
+from ppfr.util.errors import CheckpointError
 
 # a whole head has its classes in columns, a shard in rows under another name
 _OF_SHARD, _OF_WHOLE = {"kernel": "centres"}, {"centres": "kernel"}

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
+from ppfr.distributed.process_group import Ranks
 from ppfr.networks import Recogniser
-from ppfr.progress import track
-from ppfr.ranks import Ranks
+from ppfr.util.progress import track
 
 _BATCH = 64
 

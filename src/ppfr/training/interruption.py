@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ppfr.errors import PpfrError
+from ppfr.util.errors import PpfrError
 
 # what shells and schedulers see of a process that SIGTERM ended; the same after Ctrl-C
 EXIT_STATUS = 128 + signal.SIGTERM

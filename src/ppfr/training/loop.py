@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from ppfr.data.faceset import FaceSet
-from ppfr.errors import RecipeError
-from ppfr.memory import release_memory
+from ppfr.distributed.process_group import Ranks, joined
 from ppfr.methods import Method
-from ppfr.methods.files import load_method, save_method
+from ppfr.methods.common.files import load_method, save_method
 from ppfr.networks import Recogniser
-from ppfr.progress import console
-from ppfr.ranks import Ranks, joined
+from ppfr.recipes.recipe import Recipe
 from ppfr.training.distillation import teacher_targets
-from ppfr.training.recipe import Recipe
 from ppfr.training.run import Run
 from ppfr.training.trainer import StageTrainer
+from ppfr.util.errors import RecipeError
+from ppfr.util.memory import release_memory
+from ppfr.util.progress import console
 
 
 def train(

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ppfr.ranks import Ranks
-from ppfr.training.recipe import Schedule, StageSettings
+from ppfr.distributed.process_group import Ranks
+from ppfr.recipes.recipe import Schedule, StageSettings
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 

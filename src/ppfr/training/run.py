@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import yaml
 
-from ppfr.errors import CheckpointError, RecipeError
-from ppfr.files import atomic_path, atomic_write
-from ppfr.methods.files import MODEL_FILE, SECRETS_FILE
-from ppfr.training.recipe import Recipe
+from ppfr.methods.common.files import MODEL_FILE, SECRETS_FILE
+from ppfr.recipes.recipe import Recipe
+from ppfr.util.errors import CheckpointError, RecipeError
+from ppfr.util.files import atomic_path, atomic_write
 
 _FORMAT = 1
 

@@ -18,23 +18,23 @@ from torch.nn.parallel import DistributedDataParallel
 from ppfr.data.batches import Augmentation, Batches
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
-from ppfr.data.joint import JointBatches, JointFaces, split_batch
-from ppfr.errors import RecipeError
-from ppfr.globalbatch import global_batch
+from ppfr.data.multi_dataset import JointBatches, JointFaces, split_batch
+from ppfr.distributed.global_batch import global_batch
+from ppfr.distributed.process_group import Ranks
 from ppfr.heads import Head, ShardedHead, build_head
-from ppfr.memory import release_memory
 from ppfr.methods import Method, Mixture, Stage
 from ppfr.networks import Recogniser
 from ppfr.networks.gated import GatedConv2d
-from ppfr.progress import bar
-from ppfr.ranks import Ranks
+from ppfr.recipes.recipe import Recipe, StageSettings
 from ppfr.training.checkpoints import restore, save_checkpoint
 from ppfr.training.distillation import Distillation
 from ppfr.training.interruption import Interrupted, termination_requested
 from ppfr.training.optimizer import autocast_dtype, build_optimizer, clip_gradients, rate_factor
-from ppfr.training.recipe import Recipe, StageSettings
 from ppfr.training.run import Run
 from ppfr.training.warmstart import align_experts, can_warm_start, warm_start
+from ppfr.util.errors import RecipeError
+from ppfr.util.memory import release_memory
+from ppfr.util.progress import bar
 
 LOG_EVERY = 10
 # images at least that calibrate a stage and fit its first layer

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppfr.errors import CheckpointError
 from ppfr.methods import Stage
 from ppfr.networks import Backbone, Recogniser
 from ppfr.networks.gated import GatedConv2d
+from ppfr.util.errors import CheckpointError
 
 _BATCH = 32
 # patch values per image that enter the normal equations, whose cost grows with the square of a patch's length

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ppfr.errors import ShapeError
 from ppfr.transforms.dct import BLOCK, FREQUENCIES, round_trip_matrix
+from ppfr.util.errors import ShapeError
 
 _MIDDLE = 128 / 255  # what JPEG subtracts from its samples, as a share of white
 

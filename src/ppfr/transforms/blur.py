@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppfr.errors import ShapeError
+from ppfr.util.errors import ShapeError
 
 OBFUSCATORS = ("gaussian", "median", "pixelate", "hybrid", "black-box", "downscale")
 GAUSSIAN_KERNEL = 31

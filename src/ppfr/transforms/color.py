@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppfr.errors import ShapeError
+from ppfr.util.errors import ShapeError
 
 # Luma weights of ITU-R BT.601, which JFIF 1.02 (1992) takes over. The chroma scales follow: they give
 # blue - luma and red - luma the range of luma.

@@ -33,8 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppfr.errors import ShapeError
 from ppfr.transforms.color import join_luma_chroma, split_luma_chroma
+from ppfr.util.errors import ShapeError
 
 BLOCK = 8
 FREQUENCIES = BLOCK * BLOCK

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppfr.errors import ShapeError
+from ppfr.util.errors import ShapeError
 
 # outline of a frontal face aligned to the ArcFace template, as (x, y) fractions of a 112x112 crop, drawn by us around
 # the template's eyes (0.34, 0.46), (0.66, 0.46), nose (0.50, 0.64) and mouth corners (0.37, 0.82), (0.63, 0.82)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppfr.errors import ShapeError
+from ppfr.util.errors import ShapeError
 
 
 def draw_permutations(

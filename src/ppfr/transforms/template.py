@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppfr.errors import ShapeError
+from ppfr.util.errors import ShapeError
 
 # below this angle the arc is a line, up to rounding; as close to the opposite, there is no one arc
 _SMALLEST_SINE = 1e-4

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppfr.errors import PayloadError
+from ppfr.util.errors import PayloadError
 from ppfr.wire.planes import COLOURS, FREQUENCIES, Planes, from_planes, to_planes
 
 Shape = tuple[int, ...]

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from ppfr.errors import PayloadError
-from ppfr.tensorfiles import tensor_bytes
+from ppfr.util.errors import PayloadError
+from ppfr.util.tensorfiles import tensor_bytes
 from ppfr.wire.codings import Part, parse_coding
 
 VERSION = "2"

@@ -4,7 +4,7 @@ Channel (v, u) of a colour is M_v X M_u^T for one plane X (`ppfr.transforms.dct`
 plane holds. The coder is a public function of the channels alone: it finds the frequencies in the channels, solves for
 the plane of least norm that makes them, and rounds the plane's cosine transform in steps that put the same error, as a
 share of their energy, into the channels. What the channels do not determine is neither known to it nor sent; what they
-do determine is exactly what linear inversion (`ppfr.attacks.linear_inversion`) reads off them.
+do determine is exactly what linear inversion (`ppfr.attacks.recovery.linear_inversion`) reads off them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy.typing as npt
 import scipy.fft
 import scipy.linalg
 
-from ppfr.errors import PayloadError
 from ppfr.transforms.dct import BLOCK, FREQUENCIES, frequency_matrix
+from ppfr.util.errors import PayloadError
 
 Array = npt.NDArray[np.float64]
 

@@ -1,0 +1,1 @@
+"""Attacks that infer soft attributes, one file each."""

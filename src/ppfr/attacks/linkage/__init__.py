@@ -1,0 +1,1 @@
+"""Attacks that find out whose face it is without a picture, one file each."""

@@ -1,0 +1,1 @@
+"""Attacks that recover images, one file each."""

@@ -1,0 +1,82 @@
+"""How thorough an audit is: who is attacked, and how much each attack may spend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ppfr.attacks.attacker import BUDGETS, Budget
+from ppfr.util.errors import AttackError
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Settings of an audit.
+
+    `people` are attacked and `control_people` stand for them where an attack proves itself (None: all); `photos` other
+    photos of each person are searched. `views` payloads of an image or a person are seen by attackers who see several.
+    The method's own accuracy is measured on `accuracy_images` of each person (None: all). `options` are those of
+    attacks, by name.
+    """
+
+    name: str
+    people: int | None
+    control_people: int | None
+    views: int
+    accuracy_images: int | None
+    photos: int = 3
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def budget(self) -> Budget:
+        """What each attack may spend."""
+        return BUDGETS[self.name]
+
+    def cut(self) -> list[str]:
+        """What this profile leaves out or makes smaller than the full one, in words."""
+        full = PROFILES["full"]
+        if self == full:
+            return []
+        told = [
+            f"at most {self.budget.faces:,} public faces to learn from instead of {full.budget.faces:,}",
+            f"attacks that learn or descend take 1/{full.budget.effort / self.budget.effort:g} of their steps",
+            f"{self.views} payloads instead of {full.views} for attackers who see several",
+        ]
+        if self.people is not None:
+            told.append(f"at most {self.people} people attacked instead of all")
+        if self.control_people is not None:
+            told.append(f"attacks prove themselves on at most {self.control_people} people")
+        if self.accuracy_images is not None:
+            told.append(f"the method's own accuracy is measured on {self.accuracy_images} images of each person")
+        for name, options in self.options.items():
+            told.append(f"{name}: {', '.join(f'{key} {value}' for key, value in options.items())}")
+        return told
+
+
+_FEWER_STEPS = {"steps": 10, "newton": 8, "iterations": 15}
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            "fast",
+            people=40,
+            control_people=20,
+            views=3,
+            accuracy_images=6,
+            options={"linear-inversion": _FEWER_STEPS, "multi-query-union": _FEWER_STEPS},
+        ),
+        Profile("standard", people=None, control_people=40, views=6, accuracy_images=None),
+        Profile("full", people=None, control_people=None, views=12, accuracy_images=None),
+    )
+}
+
+
+def find_profile(profile: Profile | str) -> Profile:
+    """A profile by name, or as it is; raises AttackError for an unknown name."""
+    if isinstance(profile, Profile):
+        return profile
+    if profile not in PROFILES:
+        raise AttackError(f"no audit profile {profile!r}; known: {', '.join(PROFILES)}")
+    return PROFILES[profile]

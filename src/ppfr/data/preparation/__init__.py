@@ -1,0 +1,1 @@
+"""Aligned data sets from photographs."""

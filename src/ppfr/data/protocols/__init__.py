@@ -1,0 +1,1 @@
+"""Published test protocols: heterogeneous face recognition, IJB, RFW."""

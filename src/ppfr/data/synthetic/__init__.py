@@ -1,0 +1,1 @@
+"""Drawn faces with identities, and simulated sensors."""

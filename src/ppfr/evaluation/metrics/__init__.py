@@ -1,0 +1,1 @@
+"""Arithmetic on scores, embeddings and images: ROC, verification, identification, linkability, similarity."""

@@ -1,0 +1,1 @@
+"""Experiments over several methods: trained, measured and audited under one recipe."""

@@ -1,0 +1,1 @@
+"""What methods share: the abstraction, payloads, stages, client graphs and files."""

@@ -1,0 +1,1 @@
+"""Keyed transforms of templates."""

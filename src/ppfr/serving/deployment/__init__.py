@@ -1,0 +1,1 @@
+"""Export of a trained method into a client folder and a server folder."""

@@ -1,0 +1,206 @@
+"""Split a trained method into the folder that goes to devices and the one that goes to the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ppfr.methods import Method, Payload, create
+from ppfr.methods.common.base import BackboneSpec
+from ppfr.methods.common.files import SECRETS_FILE, read_secrets
+from ppfr.methods.common.graph import NoGraph
+from ppfr.networks.gated import GatedConv2d
+from ppfr.serving.contract import Contract
+from ppfr.serving.deployment.graph import SavedGraph, save_protect_graph
+from ppfr.serving.deployment.onnx import TOLERANCE, write_onnx
+from ppfr.util.errors import CheckpointError, MethodError
+from ppfr.util.files import atomic_path
+from ppfr.util.tensorfiles import write_tensors
+
+CLIENT, SERVER = "client", "server"
+PRECISIONS = ("float32", "float16", "int8")
+CLIENT_FILE, EMBED_FILE = "client.safetensors", "embed.onnx"
+
+
+def variant_file(precision: str) -> str:
+    """The name of the server's graph in a precision, in `server/`; raises CheckpointError for another."""
+    if precision not in PRECISIONS:
+        raise CheckpointError(f"precision {precision!r}; expected {', '.join(PRECISIONS)}")
+    return EMBED_FILE if precision == "float32" else f"embed.{precision}.onnx"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export found: the contract, how far ONNX Runtime is from PyTorch, and images the graph takes at a time.
+
+    `batch` is None where the graph takes any number. `graph` is the client's own, for clients without Python.
+    """
+
+    contract: Contract
+    difference: float
+    batch: int | None
+    graph: SavedGraph | NoGraph
+
+
+def export_method(method: Method, out: Path, *, coding: str = "float32", seed: int = 0) -> Exported:
+    """Write `out`/client (weights, settings, and secrets apart with mode 0600) and `out`/server (ONNX of `embed`).
+
+    Where the method's client can be a graph, `out`/client also holds that as ONNX, with secrets and draws as inputs.
+    The server's folder holds no secret and nothing of the client. Raises MethodError when the method lacks its secrets
+    or when ONNX Runtime or the reloaded client does not compute what the method computes, CheckpointError for a folder
+    that holds another deployment.
+    """
+    contract = Contract.of(method, coding)
+    _refuse_other_deployment(out, contract)
+    images = torch.rand((3, 3, *method.input_size), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    payload = _protect(method, images, seed)
+    for half in (CLIENT, SERVER):
+        (out / half).mkdir(parents=True, exist_ok=True)
+        contract.save(out / half)
+    _save_client(method, out / CLIENT)
+    again = Protector(out / CLIENT).protect(images, torch.Generator().manual_seed(seed))
+    if any(not torch.equal(again[name], payload[name]) for name in payload.tensors):
+        raise MethodError(f"{method.info.name}: the exported client does not make the payloads that the method makes")
+    graph = save_protect_graph(_bare_client(out / CLIENT, contract), method, images[:1], out / CLIENT)
+    batch = 1 if any(isinstance(module, GatedConv2d) for module in method.server.modules()) else None
+    with atomic_path(out / SERVER / EMBED_FILE) as path:
+        _save_server(method, payload, path, batch)
+    difference = _difference(method, Embedder(out / SERVER), payload)
+    if not difference <= TOLERANCE:
+        raise MethodError(
+            f"{method.info.name}: ONNX Runtime's embeddings differ from PyTorch's by {difference:.2g} of the largest "
+            f"value; expected at most {TOLERANCE:g}"
+        )
+    return Exported(contract, difference, batch, graph)
+
+
+def _refuse_other_deployment(out: Path, contract: Contract) -> None:
+    """Where two deployments mix, clients and graphs of one meet the contract of the other."""
+    for half in (out / CLIENT, out / SERVER):
+        if half.is_dir() and any(half.iterdir()):
+            found = Contract.load(half)
+            if found != contract:
+                raise CheckpointError(
+                    f"{half} holds another deployment (contract {found.id}, coding {found.coding}; this one is "
+                    f"{contract.id}, {contract.coding}); choose another folder, or remove it first"
+                )
+
+
+class Protector:
+    """The client's half of an exported method: it protects, and can do nothing else."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Load a `client/` folder; raises CheckpointError when it is none or lacks its secrets."""
+        folder = Path(folder)
+        self.contract = Contract.load(folder)
+        self._method = _bare_client(folder, self.contract)
+        if self._method.info.secrets:
+            if not (folder / SECRETS_FILE).is_file():
+                raise CheckpointError(f"{folder} lacks {SECRETS_FILE}; without its secrets a client cannot protect")
+            self._method.set_secrets(read_secrets(folder / SECRETS_FILE))
+
+    @torch.no_grad()
+    def protect(self, images: Tensor, generator: torch.Generator | None = None) -> Payload:
+        """As `Method.protect`."""
+        return self._method.protect(images, generator)
+
+    def to_bytes(self, images: Tensor, generator: torch.Generator | None = None) -> bytes:
+        """What goes on the wire for images (B,3,H,W): their payload in the contract's coding, bound to the contract."""
+        return self.protect(images, generator).to_bytes(self.contract.coding, contract=self.contract.id)
+
+
+class Embedder:
+    """The server's half of an exported method, run by ONNX Runtime."""
+
+    def __init__(self, folder: Path | str, *, threads: int = 0, precision: str = "float32") -> None:
+        """Load a `server/` folder; `threads` 0 leaves the choice to ONNX Runtime. Raises CheckpointError.
+
+        `precision` is one that `ppfr export --precision` wrote.
+        """
+        folder = Path(folder)
+        self.contract = Contract.load(folder)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        path = folder / variant_file(precision)
+        if not path.is_file():
+            asked = "" if precision == "float32" else f" --precision {precision}"
+            raise CheckpointError(f"{path} does not exist; give the server/ folder that `ppfr export{asked}` wrote")
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        first = self._session.get_inputs()[0].shape[0]
+        self.batch = first if isinstance(first, int) else None
+
+    def embed(self, payload: Payload) -> np.ndarray:
+        """Embeddings (B, D) float32, not normalised; raises PayloadError for another method's payload."""
+        self.contract.schema.check(payload.tensors)
+        return self.run({name: tensor.numpy() for name, tensor in payload.tensors.items()})
+
+    def run(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """As `embed`, for the tensors of a payload that is known to be one of this method."""
+        count = len(next(iter(tensors.values())))
+        step = self.batch or max(count, 1)
+        parts = [
+            self._session.run(None, {name: tensor[start : start + step] for name, tensor in tensors.items()})[0]
+            for start in range(0, count, step)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, self.contract.embedding_size), np.float32)
+
+
+class _Embed(nn.Module):
+    """`embed` with the payload's tensors as arguments, as graphs have them."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.server = method.server
+        self._method = [method]
+        self._names = list(method.schema.tensors)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self._method[0]._embed(dict(zip(self._names, tensors, strict=True)))
+
+
+@torch.no_grad()
+def _protect(method: Method, images: Tensor, seed: int) -> Payload:
+    return method.eval().protect(images, torch.Generator().manual_seed(seed))
+
+
+def _bare_client(folder: Path, contract: Contract) -> Method:
+    """The client of a `client/` folder without its secrets; its server's weights are fresh ones."""
+    config = contract.config
+    method = create(config["method"], BackboneSpec.from_dict(config["backbone"]), **config["options"])
+    try:
+        method.client.load_state_dict(load_file(folder / CLIENT_FILE))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / CLIENT_FILE} does not fit {config['method']}: {error}") from error
+    if method.info.secrets:
+        method.drop_secrets()
+    return method.eval()
+
+
+def _save_client(method: Method, folder: Path) -> None:
+    write_tensors(folder / CLIENT_FILE, method.client.state_dict())
+    secrets = method.secrets()
+    if secrets:
+        write_tensors(folder / SECRETS_FILE, secrets, mode=0o600)
+
+
+def _save_server(method: Method, payload: Payload, path: Path, batch: int | None) -> None:
+    sample = payload if batch is None else payload.select(range(batch))
+    dynamic = ({0: torch.export.Dim("images", min=1, max=1 << 16)},) * len(sample.tensors) if batch is None else None
+    inputs = {name: sample.tensors[name] for name in payload.tensors}
+    shapes = None if dynamic is None else (dynamic,)
+    write_onnx(_Embed(method).eval(), inputs, ["embedding"], path, dynamic=shapes)
+
+
+def _difference(method: Method, embedder: Embedder, payload: Payload) -> float:
+    with torch.no_grad():
+        expected = method.embed(payload).float().numpy()
+    return float(np.abs(embedder.embed(payload) - expected).max() / np.abs(expected).max())

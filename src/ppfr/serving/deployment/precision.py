@@ -1,0 +1,163 @@
+"""Smaller variants of the server's graph, calibrated on faces, and what they cost."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from ppfr.data.faceset import FaceSet
+from ppfr.data.images import to_tensor
+from ppfr.data.pairs import draw_pairs
+from ppfr.evaluation.cost import evaluating
+from ppfr.evaluation.evaluate import BATCH_SIZE, PAIRS
+from ppfr.evaluation.metrics.verification import unit_rows, verification
+from ppfr.methods import Method
+from ppfr.serving.deployment.export import PRECISIONS, Embedder, variant_file
+from ppfr.util.errors import MethodError
+from ppfr.util.files import atomic_path
+from ppfr.util.progress import track
+
+CALIBRATION_FACES = 128
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a precision costs: its file, cosines to the float32 embeddings of the same payloads, accuracy of pairs.
+
+    `accuracy` has its bootstrap interval over people, all in [0, 1]; pairs are single, unmirrored queries.
+    """
+
+    precision: str
+    file_bytes: int
+    mean_cosine: float
+    least_cosine: float
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+
+
+def parse_precisions(text: str) -> list[str]:
+    """`float32,int8` as a list without float32, which is always written; raises MethodError for others."""
+    wanted = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in wanted if name not in PRECISIONS]:
+        why = "; ONNX Runtime has no bfloat16 convolutions for CPUs" if {"bf16", "bfloat16"} & set(unknown) else ""
+        raise MethodError(f"precision {', '.join(unknown)} is not known; expected some of {', '.join(PRECISIONS)}{why}")
+    return [name for name in PRECISIONS[1:] if name in wanted]
+
+
+def write_variants(method: Method, server: Path, precisions: Sequence[str], faces: FaceSet, *, seed: int = 0) -> None:
+    """Write `embed.PRECISION.onnx` beside `embed.onnx` in a `server/` folder.
+
+    float16 holds weights and computes in half precision, with float32 inputs and outputs. int8 computes the dense
+    convolutions and the last layer in 8-bit integers, with weights scaled for each channel and activations in the
+    ranges that the payloads of 128 of `faces` give; all else stays as it is.
+    """
+    whole = Embedder(server)
+    for precision in precisions:
+        with atomic_path(server / variant_file(precision)) as path:
+            if precision == "float16":
+                graph = convert_float_to_float16(onnx.load(server / variant_file("float32")), keep_io_types=True)
+                onnx.save(graph, str(path))
+            else:
+                rows = np.random.default_rng(seed).permutation(len(faces))[:CALIBRATION_FACES]
+                batches = _payloads(method, faces, rows, whole.batch or BATCH_SIZE, seed)
+                _quantise(server / variant_file("float32"), path, batches)
+
+
+def measure_costs(
+    method: Method, server: Path, precisions: Sequence[str], faces: FaceSet, *, pairs: int = PAIRS, seed: int = 0
+) -> list[Cost]:
+    """float32 and the other precisions on up to `pairs` pairs of each kind, all on the same payloads."""
+    names = ["float32", *precisions]
+    embedders = [Embedder(server, precision=name) for name in names]
+    drawn = draw_pairs(faces.labels, genuine=pairs, impostor=pairs, seed=seed, name=faces.name)
+    used, position = np.unique(np.stack([drawn.first, drawn.second]), return_inverse=True)
+    first, second = position.reshape(2, -1)
+    rows: list[list[np.ndarray]] = [[] for _ in names]
+    for tensors in track(_payloads(method, faces, used, BATCH_SIZE, seed), "measuring precisions"):
+        for parts, embedder in zip(rows, embedders, strict=True):
+            parts.append(embedder.run(tensors))
+    embeddings = [np.concatenate(parts) for parts in rows]
+    costs = []
+    for name, found in zip(names, embeddings, strict=True):
+        cosines = (unit_rows(found) * unit_rows(embeddings[0])).sum(1)
+        groups = (faces.labels[drawn.first], faces.labels[drawn.second])
+        told = verification(found[first], found[second], drawn.same, groups=groups, seed=seed)
+        size = (server / variant_file(name)).stat().st_size
+        accuracies = (told.accuracy, told.accuracy_low, told.accuracy_high)
+        costs.append(Cost(name, size, float(cosines.mean()), float(cosines.min()), *accuracies))
+    return costs
+
+
+def _payloads(
+    method: Method, faces: FaceSet, rows: np.ndarray, batch: int, seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The tensors of faces' payloads, `batch` at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    with evaluating(method), torch.inference_mode():
+        for start in range(0, len(rows), batch):
+            payload = method.protect(to_tensor(faces.images(rows[start : start + batch])), generator)
+            yield {name: tensor.numpy() for name, tensor in payload.tensors.items()}
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, batches: Iterator[Mapping[str, np.ndarray]]) -> None:
+        self._batches = batches
+
+    def get_next(self) -> Any:
+        return next(self._batches, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what ONNX Runtime warns of as it folds constants and meets weights that have no channels."""
+    onnxruntime.set_default_logger_severity(3)
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        onnxruntime.set_default_logger_severity(2)
+
+
+def _quantise(source: Path, target: Path, batches: Iterator[Mapping[str, np.ndarray]]) -> None:
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        # batch norms are folded first: what remains beside a convolution would be rounded by itself
+        plain = Path(folder) / "plain.onnx"
+        quant_pre_process(source, plain, skip_symbolic_shape=True)
+        quantize_static(
+            plain,
+            target,
+            _Reader(batches),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            nodes_to_exclude=_delicate(onnx.load(plain)),
+            activation_type=QuantType.QUInt8,
+            per_channel=True,
+        )
+
+
+def _delicate(model: onnx.ModelProto) -> list[str]:
+    """Convolutions whose input channels differ too much in strength for one 8-bit range, and which hold few weights.
+
+    That is the first, which sees the payload, and those of each channel by itself.
+    """
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    return [
+        node.name
+        for position, node in enumerate(convolutions)
+        if position == 0 or any(part.name == "group" and part.i > 1 for part in node.attribute)
+    ]

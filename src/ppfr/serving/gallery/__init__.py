@@ -1,0 +1,1 @@
+"""Enrolled templates: database, encryption, API keys."""

@@ -1,0 +1,1 @@
+"""Running the two halves of a deployment."""

@@ -1,0 +1,1 @@
+"""Indexes of templates, and their synchronisation with the gallery."""

@@ -1,0 +1,127 @@
+"""Approximate search in memory, for galleries where the exact one takes too long; its recall is always measured."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ppfr.serving.search.index import Match
+from ppfr.util.errors import GalleryError
+
+# its type stubs know neither the wrappers nor half of the classes
+faiss: Any = importlib.import_module("faiss")
+
+# neighbours of a template in the graph, and how many are looked at while building and searching
+_NEIGHBOURS, _BUILDING = 32, 80
+# removed templates stay in the graph until they are this share of it
+_WASTE = 0.2
+
+
+class ApproximateIndex:
+    """Search in a graph of templates (HNSW: Malkov and Yashunin, TPAMI 2020; faiss), two bytes a value.
+
+    `effort` is how many candidates a search follows: more find more and take longer. Removed templates stay as
+    waypoints, are never returned, and go when a fifth of the graph is waste. Safe for use from several threads.
+    """
+
+    def __init__(self, size: int, *, effort: int = 128) -> None:
+        self.size, self.effort = size, effort
+        self._lock = threading.RLock()
+        self._clear()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, keys: Sequence[str], templates: Tensor) -> None:
+        """Add or replace templates (N,D). Raises GalleryError, changing nothing."""
+        units = self._units(templates)
+        if len(keys) != len(units) or len(set(keys)) != len(keys):
+            raise GalleryError(
+                f"{len(keys)} keys, {len(set(keys))} different, for {len(units)} templates; expected one each"
+            )
+        with self._lock:
+            self.remove(keys)
+            for row, key in enumerate(keys):
+                self._places[key] = len(self._keys) + row
+            self._keys += list(keys)
+            self._graph.add(units)
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Remove templates; keys that are not there are passed over."""
+        with self._lock:
+            for key in keys:
+                place = self._places.pop(key, None)
+                if place is not None:
+                    self._keys[place] = None
+            if len(self._keys) > 64 and len(self._places) < (1 - _WASTE) * len(self._keys):
+                self._rebuild()
+
+    def search(self, queries: Tensor, limit: int) -> list[list[Match]]:
+        """About the best `limit` matches of each query (Q,D), best first."""
+        if limit < 1:
+            raise GalleryError(f"limit is {limit}; expected at least 1")
+        units = self._units(queries)
+        with self._lock:
+            if not self._places:
+                return [[] for _ in units]
+            live = np.array([key is not None for key in self._keys])
+            chosen = faiss.IDSelectorBitmap(np.packbits(live, bitorder="little"))
+            settings = faiss.SearchParametersHNSW(sel=chosen, efSearch=max(self.effort, limit))
+            scores, places = self._graph.search(units, min(limit, len(self._places)), params=settings)
+            return [
+                [
+                    Match(key, float(score))
+                    for score, place in zip(*row, strict=True)
+                    if (key := self._key(place)) is not None
+                ]
+                for row in zip(scores, places, strict=True)
+            ]
+
+    def keys(self) -> set[str]:
+        """Keys of all templates."""
+        with self._lock:
+            return set(self._places)
+
+    def close(self) -> None:
+        """Nothing is held outside this process."""
+
+    def _key(self, place: int) -> str | None:
+        return None if place < 0 else self._keys[place]
+
+    def _clear(self) -> None:
+        kind = faiss.ScalarQuantizer.QT_fp16
+        self._graph = faiss.IndexHNSWSQ(self.size, kind, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        self._graph.hnsw.efConstruction = _BUILDING
+        # a scalar quantiser of halves has nothing to learn
+        self._graph.train(np.zeros((1, self.size), np.float32))
+        self._keys: list[str | None] = []
+        self._places: dict[str, int] = {}
+
+    def _rebuild(self) -> None:
+        kept = sorted(self._places.items(), key=lambda pair: pair[1])
+        rows = [self._graph.storage.reconstruct(place) for _, place in kept]
+        self._clear()
+        if rows:
+            self._graph.add(np.stack(rows))
+        self._keys = [key for key, _ in kept]
+        self._places = {key: place for place, (key, _) in enumerate(kept)}
+
+    def _units(self, vectors: Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        values = vectors.detach().float().cpu()
+        if values.ndim != 2 or values.shape[1] != self.size:
+            raise GalleryError(f"templates have shape {tuple(values.shape)}; expected (N, {self.size})")
+        if not bool(torch.isfinite(values).all()) or bool((values.norm(dim=1) == 0).any()):
+            raise GalleryError(
+                "templates hold values that are not finite, or only zeros; a template must have a direction"
+            )
+        return np.ascontiguousarray(F.normalize(values).numpy())
+
+
+__all__ = ["ApproximateIndex"]

@@ -1,0 +1,126 @@
+"""Search beyond one machine: a Milvus collection that is only ever given rotated templates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pymilvus import DataType, MilvusClient, MilvusException
+from torch import Tensor
+
+from ppfr.serving.crypto.rotation import KeyedRotation
+from ppfr.serving.search.index import Match, SearchUnavailable
+from ppfr.util.errors import GalleryError
+
+_BATCH = 500
+# ids are the gallery's, UUIDs
+_ID_LENGTH = 64
+
+
+class MilvusIndex:
+    """Templates by key in a Milvus collection, searched by cosine.
+
+    `uri` is a cluster's address, or a file name for milvus-lite. Every template is rotated by the servers' key before
+    it leaves, so Milvus holds nothing that another recogniser's templates could be compared with. A `name` stands for
+    one key: after a rotation of keys take another one, and `drop` the old. Raises SearchUnavailable where Milvus cannot
+    be reached or refuses.
+    """
+
+    def __init__(self, uri: str, name: str, rotation: KeyedRotation, *, token: str = "", kind: str = "FLAT") -> None:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", name):
+            raise GalleryError(f"collection name {name!r}; expected letters, digits and underscores")
+        self._name, self._rotation, self._uri = name, rotation, uri
+        self._client: Any = self._asked(lambda: MilvusClient(uri, token=token))
+        if not self._asked(lambda: self._client.has_collection(name)):
+            self._asked(lambda: self._create(kind))
+
+    def __len__(self) -> int:
+        found = self._asked(
+            lambda: self._client.query(self._name, filter="", output_fields=["count(*)"], consistency_level="Strong")
+        )
+        return int(found[0]["count(*)"])
+
+    def add(self, keys: Sequence[str], templates: Tensor) -> None:
+        """Add or replace templates (N,D)."""
+        rows = self._rotated(templates)
+        if len(keys) != len(rows):
+            raise GalleryError(f"{len(keys)} keys for {len(rows)} templates; expected one each")
+        for first in range(0, len(keys), _BATCH):
+            part = [
+                {"id": key, "vector": row}
+                for key, row in zip(keys[first : first + _BATCH], rows[first : first + _BATCH], strict=True)
+            ]
+            self._asked(lambda part=part: self._client.upsert(self._name, part))
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Remove templates; keys that are not there are passed over."""
+        for first in range(0, len(keys), _BATCH):
+            part = list(keys[first : first + _BATCH])
+            self._asked(lambda part=part: self._client.delete(self._name, ids=part))
+
+    def search(self, queries: Tensor, limit: int) -> list[list[Match]]:
+        """The best `limit` matches of each query (Q,D), best first."""
+        if limit < 1:
+            raise GalleryError(f"limit is {limit}; expected at least 1")
+        found = self._asked(
+            lambda: self._client.search(
+                self._name,
+                data=self._rotated(queries),
+                limit=limit,
+                search_params={"metric_type": "IP"},
+                consistency_level="Strong",
+            )
+        )
+        return [[Match(str(hit["id"]), float(hit["distance"])) for hit in hits] for hits in found]
+
+    def keys(self) -> set[str]:
+        """Keys of all templates."""
+        held: set[str] = set()
+        rows = self._asked(
+            lambda: self._client.query_iterator(
+                self._name, batch_size=_BATCH, filter="", output_fields=["id"], consistency_level="Strong"
+            )
+        )
+        while part := self._asked(rows.next):
+            held.update(str(row["id"]) for row in part)
+        rows.close()
+        return held
+
+    def drop(self) -> None:
+        """Remove the collection with all it holds."""
+        self._asked(lambda: self._client.drop_collection(self._name))
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._client.close()
+
+    def _create(self, kind: str) -> None:
+        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=_ID_LENGTH)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self._rotation.size)
+        index = self._client.prepare_index_params()
+        index.add_index(field_name="vector", index_type=kind, metric_type="IP")
+        self._client.create_collection(self._name, schema=schema, index_params=index, consistency_level="Strong")
+
+    def _rotated(self, templates: Tensor) -> list[list[float]]:
+        values = templates.detach().float().cpu()
+        if values.ndim != 2 or values.shape[1] != self._rotation.size:
+            raise GalleryError(f"templates have shape {tuple(values.shape)}; expected (N, {self._rotation.size})")
+        if not bool(torch.isfinite(values).all()) or bool((values.norm(dim=1) == 0).any()):
+            raise GalleryError(
+                "templates hold values that are not finite, or only zeros; a template must have a direction"
+            )
+        rotated: list[list[float]] = self._rotation(F.normalize(values)).tolist()
+        return rotated
+
+    def _asked(self, ask: Any) -> Any:
+        try:
+            return ask()
+        except (MilvusException, ConnectionError) as error:
+            raise SearchUnavailable(f"Milvus at {self._uri}: {error}") from error
+
+
+__all__ = ["MilvusIndex"]

@@ -1,0 +1,1 @@
+"""Files, errors, progress and other tools that know nothing of faces."""
