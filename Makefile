@@ -6,11 +6,12 @@ INSTALLED := $(VENV)/.installed
 OUT ?= out
 ARGS ?=
 
-.PHONY: quickstart test lint format benchmark clean help
+.PHONY: quickstart test test-all lint format benchmark clean help
 
 help:
 	@echo "make quickstart   set everything up, train and attack on synthetic faces, write $(OUT)/report.html"
-	@echo "make test         set everything up and pass the tests"
+	@echo "make test         set everything up and pass the tests, those marked slow left out"
+	@echo "make test-all     the same with all tests"
 	@echo "make lint         ruff and mypy"
 	@echo "make benchmark    time what benchmarks/ measures"
 
@@ -25,7 +26,10 @@ quickstart: $(INSTALLED)
 	$(BIN)/ppfr quickstart --out $(OUT) $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -n auto -m "" $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

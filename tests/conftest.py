@@ -40,6 +40,24 @@ settings.load_profile("ppfr")
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# what a test needs shows in its fixtures
+NEEDS = {"shared": "faces", "browser": "browser", "postgres": "postgres"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Several processes take whole files each, so that a file's fixtures are made once."""
+    if config.getoption("numprocesses", None) and config.getoption("dist") == "no":
+        config.option.dist = "loadfile"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture, marker in NEEDS.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
+
 
 def shared_path() -> Path | None:
     """The optional folder of real faces, weights and golden numbers, or None."""

@@ -66,6 +66,7 @@ def test_a_comparison_writes_tables_and_goes_on(
     assert r"\toprule" in (folder / "tables" / "cost.tex").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_killed_comparison_goes_on(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL amid the second method's training: the first is kept, the second goes on from its checkpoint."""
@@ -137,6 +138,7 @@ def test_sigterm_ends_the_comparison_not_the_method(
     assert not (folder / "runs" / "all-channels-seed0").exists()
 
 
+@pytest.mark.slow
 def test_an_audited_comparison_draws_leak_and_front(
     recipe: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,8 +22,9 @@ def run(script: str, *arguments: object) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def test_nothing_acknowledged_is_lost_or_doubled_when_the_server_is_killed(
     kind: str, deployment: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -39,6 +40,7 @@ def test_nothing_acknowledged_is_lost_or_doubled_when_the_server_is_killed(
     assert found["gallery problems"] == []
 
 
+@pytest.mark.slow
 def test_load_is_measured(deployment: Path) -> None:
     chosen = ["--deployment", deployment, "--enrolled", 20, "--seconds", 0.5, "--concurrency", 1, 3]
     status, printed = run("load.py", *chosen, "--index", "approximate")
@@ -49,6 +51,7 @@ def test_load_is_measured(deployment: Path) -> None:
         assert row["answers"] > 0 and row["failed"] == 0 and 0 < row["p50 ms"] <= row["p99 ms"]
 
 
+@pytest.mark.slow
 def test_a_second_server_follows_the_first(deployment: Path) -> None:
     status, printed = run("servers.py", "--deployment", deployment, "--times", 2)
     found = json.loads(printed)

@@ -44,7 +44,7 @@ def gallery(file: Path, keyring: Keyring) -> Iterator[Gallery]:
     opened.close()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def url(request: pytest.FixtureRequest, file: Path) -> str:
     """The address of an empty database of each kind."""
     if request.param == "sqlite":

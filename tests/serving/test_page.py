@@ -57,8 +57,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 
 
 @pytest.fixture(scope="module")
-def detector(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue("shared") / DETECTOR
+def detector(shared: Path) -> Path:
+    return shared / DETECTOR
 
 
 @pytest.fixture(scope="module")

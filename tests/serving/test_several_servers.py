@@ -13,7 +13,13 @@ from ppfr.serving.start import open_service
 from ppfr.util.keyring import Keyring
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "postgresql and milvus"])
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.postgres),
+        pytest.param("postgresql and milvus", marks=pytest.mark.postgres),
+    ]
+)
 def servers(request: pytest.FixtureRequest, deployment: Path, tmp_path: Path) -> Iterator[list[Service]]:
     url = f"sqlite:///{tmp_path}/gallery.db" if request.param == "sqlite" else request.getfixturevalue("postgres")()
     index = "exact"

@@ -129,6 +129,7 @@ def test_two_ranks_take_the_steps_of_one_process(tmp_path: Path, case: str) -> N
         torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_loss_of_a_mean_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     """MinusFace's sparsity; its recogniser reads tiny residues, so its own losses show the last bit of every sum."""
     settings = recipe("minusface", training={"epochs": 1, "batch_size": 20}, stages={"recogniser": {"epochs": 0}})

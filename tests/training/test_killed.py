@@ -68,6 +68,7 @@ def assert_whole(run: Run, epochs: int) -> None:
     assert not list(run.folder.glob(".*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_torchrun_restarts_after_a_killed_rank(tmp_path: Path) -> None:
     """SIGKILL of one rank amid checkpoints: the others are stopped, all begin again and go on."""
@@ -80,6 +81,7 @@ def test_torchrun_restarts_after_a_killed_rank(tmp_path: Path) -> None:
     assert_whole(run, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_killed_run_goes_on_alone(tmp_path: Path) -> None:
     """Without restarts torchrun gives up; one process takes the checkpoint of two."""

@@ -107,7 +107,14 @@ class Stopped(Exception):
     """Stands for a kill at a given step."""
 
 
-@pytest.mark.parametrize(("name", "stop"), [("partialface", 4), ("duetface", 9), ("privacyhfr", 9)])
+@pytest.mark.parametrize(
+    ("name", "stop"),
+    [
+        ("partialface", 4),
+        pytest.param("duetface", 9, marks=pytest.mark.slow),
+        pytest.param("privacyhfr", 9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, stop: int
 ) -> None:
