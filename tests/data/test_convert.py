@@ -315,7 +315,7 @@ class TestResume:
     def test_after_a_real_kill(self, face_folder: Path, tmp_path: Path):
         script = (
             "import os, signal, sys\n"
-            "from ppfr.data import convert, writers\n"
+            "from ppfr.data.formats import convert, writers\n"
             "add, seen = writers.TFRecordWriter.add, []\n"
             "def deadly(self, entry):\n"
             "    seen.append(entry)\n"

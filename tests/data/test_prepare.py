@@ -217,7 +217,7 @@ KILLED = textwrap.dedent("""
     from pathlib import Path
     sys.path[:0] = sys.argv[1:3]
     import test_prepare
-    from ppfr.data import prepare
+    from ppfr.data.preparation import prepare
     from ppfr.distributed.process_group import joined
     with joined() as ranks:
         seen = []
