@@ -16,8 +16,9 @@ import torch
 
 from ppfr.methods import BackboneSpec, create
 from ppfr.serving.contract import Contract
-from ppfr.serving.deployment.export import Protector, export_method
+from ppfr.serving.deployment.export import export_method
 from ppfr.serving.gallery.gallery import Gallery, Role
+from ppfr.serving.runtime.protector import Protector
 from ppfr.util.keyring import Keyring
 
 

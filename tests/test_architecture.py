@@ -112,3 +112,22 @@ def test_a_listing_reads_as_a_table_of_contents() -> None:
         if folder != SOURCE and name not in LONG and len(entries) > MOST_ENTRIES:
             long[name] = len(entries)
     assert not long, f"folders with more than {MOST_ENTRIES} entries: {long}"
+
+
+def test_a_device_imports_neither_training_nor_the_exporter() -> None:
+    """What `serving.client` imports, followed through all modules and through the packages that hold them."""
+    forbidden = ("training", "serving.deployment", "attacks", "heads", "experiments")
+    reached: dict[str, str] = {}
+    waiting = [("serving.client", "")]
+    while waiting:
+        module, importer = waiting.pop()
+        if module in reached:
+            continue
+        reached[module] = importer
+        assert not f"{module}.".startswith(tuple(f"{room}." for room in forbidden)), (
+            f"a device would load ppfr.{module}, which {importer} imports"
+        )
+        found = [(other, module) for _, other in imports(MODULES[module]) if "." in other]
+        parents = [module.rsplit(".", depth)[0] for depth in range(1, module.count(".") + 1)]
+        waiting += found + [(f"{parent}.__init__", module) for parent in parents if f"{parent}.__init__" in MODULES]
+    assert {"serving.runtime.protector", "wire.message", "data.detection.align"} <= set(reached)

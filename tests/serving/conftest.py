@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ppfr.methods import BackboneSpec, Method, create
-from ppfr.serving.deployment.export import Protector, export_method
+from ppfr.serving.deployment.export import export_method
 from ppfr.serving.http.assets import RUNTIME_VERSION, has_runtime, runtime_folder
+from ppfr.serving.runtime.protector import Protector
 from support.postgres import postgresql
 
 SPEC = BackboneSpec("ir18", 16, 0.125, (32, 32))

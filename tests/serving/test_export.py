@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 from ppfr.methods import BackboneSpec, Payload, create
 from ppfr.serving.contract import Contract
-from ppfr.serving.deployment.export import Embedder, Protector, export_method
+from ppfr.serving.deployment.export import export_method
+from ppfr.serving.runtime.embedder import Embedder
+from ppfr.serving.runtime.protector import Protector
 from ppfr.util.errors import CheckpointError, PayloadError
 from serving.conftest import SPEC, build_method
 

@@ -26,8 +26,9 @@ from ppfr.data.images import Images, decode_image, fit_crop, to_tensor
 from ppfr.data.synthetic.faces import SyntheticFaces
 from ppfr.methods import BackboneSpec, Payload, PayloadSchema, TensorSpec, create
 from ppfr.serving.contract import Contract
-from ppfr.serving.deployment.export import Protector, export_method
+from ppfr.serving.deployment.export import export_method
 from ppfr.serving.deployment.graph import GraphProtector, SavedGraph, save_protect_graph
+from ppfr.serving.runtime.protector import Protector
 from ppfr.wire import CODINGS
 from serving.conftest import SPEC
 from support.chromium import CHROMIUM, Chromium, Tab

@@ -17,8 +17,10 @@ import ppfr
 from ppfr.cli import main
 from ppfr.data.sources import open_splits
 from ppfr.methods import BackboneSpec, Method, Payload, create
-from ppfr.serving.deployment.export import Embedder, Protector, export_method
+from ppfr.serving.deployment.export import export_method
 from ppfr.serving.deployment.precision import measure_costs, parse_precisions, write_variants
+from ppfr.serving.runtime.embedder import Embedder
+from ppfr.serving.runtime.protector import Protector
 from ppfr.util.errors import CheckpointError, MethodError
 
 FACES = "synthetic:people=12,images=4"

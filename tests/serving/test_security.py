@@ -12,9 +12,10 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from ppfr.serving.deployment.export import Protector, export_method
+from ppfr.serving.deployment.export import export_method
 from ppfr.serving.gallery.gallery import Role
 from ppfr.serving.http.app import ServerLimits, create_app
+from ppfr.serving.runtime.protector import Protector
 from ppfr.serving.service import Service
 from ppfr.serving.start import open_service
 from ppfr.util.keyring import Keyring

@@ -17,7 +17,7 @@ import httpx
 from ppfr.data.detection.align import align
 from ppfr.data.detection.detector import Detector
 from ppfr.data.images import Images, fit_crop, read_image, to_tensor
-from ppfr.serving.deployment.export import CLIENT, Protector
+from ppfr.serving.runtime.protector import Protector
 from ppfr.util.errors import DataError, ServiceError
 
 Photo = Path | str | Images
@@ -39,8 +39,7 @@ class Shutter:
     """Photo to message: finds the largest face, aligns it and protects it. With no `detector`, photos are crops."""
 
     def __init__(self, client_dir: Path | str, detector: Detector | None) -> None:
-        folder = Path(client_dir)
-        self._protector = Protector(folder / CLIENT if (folder / CLIENT).is_dir() else folder)
+        self._protector = Protector(client_dir)
         self._detector = detector
 
     def message(self, photo: Photo) -> bytes:

@@ -17,7 +17,12 @@ from ppfr.util.errors import CheckpointError, PayloadError
 from ppfr.util.files import atomic_write
 from ppfr.wire import parse_coding
 
+# the two halves of a deployment, and the files in them
+CLIENT, SERVER = "client", "server"
 CONTRACT_FILE = "contract.json"
+CLIENT_FILE, GRAPH_FILE, GRAPH_INFO_FILE = "client.safetensors", "protect.onnx", "protect.json"
+EMBED_FILE = "embed.onnx"
+PRECISIONS = ("float32", "float16", "int8")
 _FORMAT = 1
 
 
@@ -92,6 +97,19 @@ class Contract:
             ) from error
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, PayloadError) as error:
             raise CheckpointError(f"{path} cannot be read as a contract: {error!r}") from error
+
+
+def half_folder(folder: Path | str, half: str) -> Path:
+    """The folder of a half (`CLIENT` or `SERVER`), given itself or the folder of the whole deployment."""
+    folder = Path(folder)
+    return folder / half if (folder / half).is_dir() else folder
+
+
+def variant_file(precision: str) -> str:
+    """The file name of the server's graph in a precision; raises CheckpointError for an unknown one."""
+    if precision not in PRECISIONS:
+        raise CheckpointError(f"precision {precision!r}; expected {', '.join(PRECISIONS)}")
+    return EMBED_FILE if precision == "float32" else f"embed.{precision}.onnx"
 
 
 def _hash_of_weights(method: Method) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from ppfr.serving.crypto.templates import Kind
-from ppfr.serving.deployment.export import SERVER, Embedder
 from ppfr.serving.gallery.gallery import Gallery
 from ppfr.serving.runtime.batching import Batcher
+from ppfr.serving.runtime.embedder import Embedder
 from ppfr.serving.search.indexes import open_index
 from ppfr.serving.search.keeper import IndexKeeper
 from ppfr.serving.service import Service
@@ -32,8 +32,7 @@ def open_service(
     `index` is one of those that `open_index` knows, `precision` one that `ppfr export` wrote; `templates` and
     `template_keys` are as for `Gallery`.
     """
-    folder = deployment / SERVER if (deployment / SERVER).is_dir() else deployment
-    embedder = Embedder(folder, threads=threads, precision=precision)
+    embedder = Embedder(deployment, threads=threads, precision=precision)
     contract = embedder.contract
     size = contract.embedding_size
     opened = Gallery(gallery, keyring, contract.id, size, templates=templates, template_keys=template_keys)

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ppfr.methods import Method, Payload, create
-from ppfr.methods.common.base import BackboneSpec
-from ppfr.methods.common.files import SECRETS_FILE, read_secrets
+from ppfr.methods import Method, Payload
+from ppfr.methods.common.files import SECRETS_FILE
 from ppfr.methods.common.graph import NoGraph
 from ppfr.networks.gated import GatedConv2d
-from ppfr.serving.contract import Contract
+from ppfr.serving.contract import CLIENT, CLIENT_FILE, EMBED_FILE, SERVER, Contract
 from ppfr.serving.deployment.graph import SavedGraph, save_protect_graph
 from ppfr.serving.deployment.onnx import TOLERANCE, write_onnx
+from ppfr.serving.runtime.embedder import Embedder
+from ppfr.serving.runtime.protector import Protector, bare_client
 from ppfr.util.errors import CheckpointError, MethodError
 from ppfr.util.files import atomic_path
 from ppfr.util.tensorfiles import write_tensors
-
-CLIENT, SERVER = "client", "server"
-PRECISIONS = ("float32", "float16", "int8")
-CLIENT_FILE, EMBED_FILE = "client.safetensors", "embed.onnx"
-
-
-def variant_file(precision: str) -> str:
-    """The name of the server's graph in a precision, in `server/`; raises CheckpointError for another."""
-    if precision not in PRECISIONS:
-        raise CheckpointError(f"precision {precision!r}; expected {', '.join(PRECISIONS)}")
-    return EMBED_FILE if precision == "float32" else f"embed.{precision}.onnx"
 
 
 @dataclass(frozen=True)
@@ -69,7 +55,7 @@ def export_method(method: Method, out: Path, *, coding: str = "float32", seed: i
     again = Protector(out / CLIENT).protect(images, torch.Generator().manual_seed(seed))
     if any(not torch.equal(again[name], payload[name]) for name in payload.tensors):
         raise MethodError(f"{method.info.name}: the exported client does not make the payloads that the method makes")
-    graph = save_protect_graph(_bare_client(out / CLIENT, contract), method, images[:1], out / CLIENT)
+    graph = save_protect_graph(bare_client(out / CLIENT, contract), method, images[:1], out / CLIENT)
     batch = 1 if any(isinstance(module, GatedConv2d) for module in method.server.modules()) else None
     with atomic_path(out / SERVER / EMBED_FILE) as path:
         _save_server(method, payload, path, batch)
@@ -94,66 +80,6 @@ def _refuse_other_deployment(out: Path, contract: Contract) -> None:
                 )
 
 
-class Protector:
-    """The client's half of an exported method: it protects, and can do nothing else."""
-
-    def __init__(self, folder: Path | str) -> None:
-        """Load a `client/` folder; raises CheckpointError when it is none or lacks its secrets."""
-        folder = Path(folder)
-        self.contract = Contract.load(folder)
-        self._method = _bare_client(folder, self.contract)
-        if self._method.info.secrets:
-            if not (folder / SECRETS_FILE).is_file():
-                raise CheckpointError(f"{folder} lacks {SECRETS_FILE}; without its secrets a client cannot protect")
-            self._method.set_secrets(read_secrets(folder / SECRETS_FILE))
-
-    @torch.no_grad()
-    def protect(self, images: Tensor, generator: torch.Generator | None = None) -> Payload:
-        """As `Method.protect`."""
-        return self._method.protect(images, generator)
-
-    def to_bytes(self, images: Tensor, generator: torch.Generator | None = None) -> bytes:
-        """What goes on the wire for images (B,3,H,W): their payload in the contract's coding, bound to the contract."""
-        return self.protect(images, generator).to_bytes(self.contract.coding, contract=self.contract.id)
-
-
-class Embedder:
-    """The server's half of an exported method, run by ONNX Runtime."""
-
-    def __init__(self, folder: Path | str, *, threads: int = 0, precision: str = "float32") -> None:
-        """Load a `server/` folder; `threads` 0 leaves the choice to ONNX Runtime. Raises CheckpointError.
-
-        `precision` is one that `ppfr export --precision` wrote.
-        """
-        folder = Path(folder)
-        self.contract = Contract.load(folder)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        path = folder / variant_file(precision)
-        if not path.is_file():
-            asked = "" if precision == "float32" else f" --precision {precision}"
-            raise CheckpointError(f"{path} does not exist; give the server/ folder that `ppfr export{asked}` wrote")
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        first = self._session.get_inputs()[0].shape[0]
-        self.batch = first if isinstance(first, int) else None
-
-    def embed(self, payload: Payload) -> np.ndarray:
-        """Embeddings (B, D) float32, not normalised; raises PayloadError for another method's payload."""
-        self.contract.schema.check(payload.tensors)
-        return self.run({name: tensor.numpy() for name, tensor in payload.tensors.items()})
-
-    def run(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """As `embed`, for the tensors of a payload that is known to be one of this method."""
-        count = len(next(iter(tensors.values())))
-        step = self.batch or max(count, 1)
-        parts = [
-            self._session.run(None, {name: tensor[start : start + step] for name, tensor in tensors.items()})[0]
-            for start in range(0, count, step)
-        ]
-        return np.concatenate(parts) if parts else np.zeros((0, self.contract.embedding_size), np.float32)
-
-
 class _Embed(nn.Module):
     """`embed` with the payload's tensors as arguments, as graphs have them."""
 
@@ -170,19 +96,6 @@ class _Embed(nn.Module):
 @torch.no_grad()
 def _protect(method: Method, images: Tensor, seed: int) -> Payload:
     return method.eval().protect(images, torch.Generator().manual_seed(seed))
-
-
-def _bare_client(folder: Path, contract: Contract) -> Method:
-    """The client of a `client/` folder without its secrets; its server's weights are fresh ones."""
-    config = contract.config
-    method = create(config["method"], BackboneSpec.from_dict(config["backbone"]), **config["options"])
-    try:
-        method.client.load_state_dict(load_file(folder / CLIENT_FILE))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / CLIENT_FILE} does not fit {config['method']}: {error}") from error
-    if method.info.secrets:
-        method.drop_secrets()
-    return method.eval()
 
 
 def _save_client(method: Method, folder: Path) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ppfr.methods import Method
 from ppfr.methods.common.graph import Draw, NoGraph, ProtectGraph
+from ppfr.serving.contract import GRAPH_FILE, GRAPH_INFO_FILE
 from ppfr.serving.deployment.onnx import TOLERANCE, write_onnx
 from ppfr.util.errors import CheckpointError, MethodError
 from ppfr.util.files import atomic_path, atomic_write
 
-PROTECT_FILE, DESCRIPTION_FILE = "protect.onnx", "protect.json"
 _FORMAT = 1
 
 
@@ -38,14 +38,14 @@ def save_protect_graph(bare: Method, method: Method, image: Tensor, folder: Path
     """
     graph = bare.protect_graph()
     if isinstance(graph, NoGraph):
-        for name in (PROTECT_FILE, DESCRIPTION_FILE):
+        for name in (GRAPH_FILE, GRAPH_INFO_FILE):
             (folder / name).unlink(missing_ok=True)
         return graph
     secrets = {name: tensor.cpu() for name, tensor in method.secrets().items()}
     names = list(method.schema.tensors)
     draws = {draw.name: draw.sample(torch.Generator().manual_seed(0)) for draw in graph.draws}
     inputs = {"images": image, **{name: secrets[name] for name in graph.secrets}, **draws}
-    with atomic_path(folder / PROTECT_FILE) as path:
+    with atomic_path(folder / GRAPH_FILE) as path:
         write_onnx(_Client(bare, graph, list(inputs), names).eval(), inputs, [_output(name) for name in names], path)
     description = {
         "format": _FORMAT,
@@ -55,7 +55,7 @@ def save_protect_graph(bare: Method, method: Method, image: Tensor, folder: Path
         # a payload may hold a tensor that is called as an input is
         "outputs": {name: _output(name) for name in names},
     }
-    atomic_write(folder / DESCRIPTION_FILE, json.dumps(description, indent=2) + "\n")
+    atomic_write(folder / GRAPH_INFO_FILE, json.dumps(description, indent=2) + "\n")
     difference = _difference(GraphProtector(folder), method, image)
     if not difference <= TOLERANCE:
         raise MethodError(
@@ -71,13 +71,13 @@ class GraphProtector:
     def __init__(self, folder: Path) -> None:
         """Load a `client/` folder; raises CheckpointError when it holds no graph."""
         try:
-            described = json.loads((folder / DESCRIPTION_FILE).read_text())
+            described = json.loads((folder / GRAPH_INFO_FILE).read_text())
         except FileNotFoundError as error:
-            raise CheckpointError(f"{folder} holds no {DESCRIPTION_FILE}: its client has no graph") from error
+            raise CheckpointError(f"{folder} holds no {GRAPH_INFO_FILE}: its client has no graph") from error
         self.draws = [Draw(**{**draw, "shape": tuple(draw["shape"])}) for draw in described["draws"]]
         self._secrets = list(described["secrets"])
         self._outputs: dict[str, str] = described["outputs"]
-        self._session = onnxruntime.InferenceSession(str(folder / PROTECT_FILE), providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(str(folder / GRAPH_FILE), providers=["CPUExecutionProvider"])
 
     def protect(
         self, image: Tensor, secrets: Mapping[str, Tensor], draws: Mapping[str, Tensor]

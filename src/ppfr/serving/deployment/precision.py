@@ -25,7 +25,8 @@ from ppfr.evaluation.cost import evaluating
 from ppfr.evaluation.evaluate import BATCH_SIZE, PAIRS
 from ppfr.evaluation.metrics.verification import unit_rows, verification
 from ppfr.methods import Method
-from ppfr.serving.deployment.export import PRECISIONS, Embedder, variant_file
+from ppfr.serving.contract import PRECISIONS, variant_file
+from ppfr.serving.runtime.embedder import Embedder
 from ppfr.util.errors import MethodError
 from ppfr.util.files import atomic_path
 from ppfr.util.progress import track
@@ -34,7 +35,7 @@ CALIBRATION_FACES = 128
 
 
 @dataclass(frozen=True)
-class Cost:
+class PrecisionCost:
     """What a precision costs: its file, cosines to the float32 embeddings of the same payloads, accuracy of pairs.
 
     `accuracy` has its bootstrap interval over people, all in [0, 1]; pairs are single, unmirrored queries.
@@ -79,7 +80,7 @@ def write_variants(method: Method, server: Path, precisions: Sequence[str], face
 
 def measure_costs(
     method: Method, server: Path, precisions: Sequence[str], faces: FaceSet, *, pairs: int = PAIRS, seed: int = 0
-) -> list[Cost]:
+) -> list[PrecisionCost]:
     """float32 and the other precisions on up to `pairs` pairs of each kind, all on the same payloads."""
     names = ["float32", *precisions]
     embedders = [Embedder(server, precision=name) for name in names]
@@ -98,7 +99,7 @@ def measure_costs(
         told = verification(found[first], found[second], drawn.same, groups=groups, seed=seed)
         size = (server / variant_file(name)).stat().st_size
         accuracies = (told.accuracy, told.accuracy_low, told.accuracy_high)
-        costs.append(Cost(name, size, float(cosines.mean()), float(cosines.min()), *accuracies))
+        costs.append(PrecisionCost(name, size, float(cosines.mean()), float(cosines.min()), *accuracies))
     return costs
 
 

@@ -14,13 +14,12 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from ppfr.methods.common.files import SECRETS_FILE
-from ppfr.serving.contract import CONTRACT_FILE, Contract
-from ppfr.serving.deployment.graph import DESCRIPTION_FILE, PROTECT_FILE
+from ppfr.serving.contract import CLIENT, CONTRACT_FILE, GRAPH_FILE, GRAPH_INFO_FILE, Contract, half_folder
 from ppfr.serving.http.assets import has_runtime, runtime_folder
 from ppfr.util.errors import CheckpointError, DataError
 
 _FOLDER = Path(__file__).parent / "page"
-_PUBLIC = (CONTRACT_FILE, DESCRIPTION_FILE, PROTECT_FILE)
+_PUBLIC = (CONTRACT_FILE, GRAPH_INFO_FILE, GRAPH_FILE)
 _POLICY = {
     "default-src": "'none'",
     # compiling WebAssembly, not eval
@@ -64,13 +63,13 @@ def open_page(client: Path, contract: str, detector: Path | None = None, runtime
     Raises CheckpointError when the folder is another deployment's or holds no graph, and DataError without
     onnxruntime-web or for a detector that does not exist.
     """
-    folder = client / "client" if (client / "client").is_dir() else client
+    folder = half_folder(client, CLIENT)
     found = Contract.load(folder)
     if found.id != contract:
         raise CheckpointError(f"{folder} is of contract {found.id}; this server's is {contract}. Give its own client/")
-    if not (folder / PROTECT_FILE).is_file() or not (folder / DESCRIPTION_FILE).is_file():
+    if not (folder / GRAPH_FILE).is_file() or not (folder / GRAPH_INFO_FILE).is_file():
         raise CheckpointError(
-            f"{folder} lacks {PROTECT_FILE}, so no browser can protect: repeat `ppfr export`, which tells why if there "
+            f"{folder} lacks {GRAPH_FILE}, so no browser can protect: repeat `ppfr export`, which tells why if there "
             "is none for this method"
         )
     if detector is not None and not detector.is_file():
@@ -78,7 +77,7 @@ def open_page(client: Path, contract: str, detector: Path | None = None, runtime
     runtime = runtime or runtime_folder()
     if not has_runtime(runtime):
         raise DataError(f"{runtime} lacks onnxruntime-web, on which the page runs: fetch it with `ppfr web-assets`")
-    needed = json.loads((folder / DESCRIPTION_FILE).read_text())["secrets"]
+    needed = json.loads((folder / GRAPH_INFO_FILE).read_text())["secrets"]
     secrets = "none" if not needed else "served" if (folder / SECRETS_FILE).is_file() else "asked"
     return Page(folder, runtime, detector, secrets, found.warning)
 
