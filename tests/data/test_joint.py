@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ppfr.data.batches import Augmentation
 from ppfr.data.faceset import FaceSet
 from ppfr.data.multi_dataset import JointBatches, JointFaces, split_batch
+from ppfr.data.synthetic.faces import SyntheticFaces
 from ppfr.util.errors import DataError
 
 
@@ -38,6 +39,12 @@ def test_people_of_one_name_in_two_sets_are_two() -> None:
     image = faces.images([25, 3, 24])
     assert image[:, 0, 0, 0].tolist() == [1, 3, 0]
     assert image[:, 1, 1, 0].tolist() == [200, 10, 200]
+
+
+def test_a_joint_set_with_drawn_faces_is_synthetic() -> None:
+    drawn = SyntheticFaces(2, 1, size=8)
+    assert JointFaces([part("a", 4, 2, 0), drawn], [1, 1], [1, 1]).synthetic
+    assert not joint().synthetic and not joint().subset([0, 30]).synthetic
 
 
 def test_each_batch_holds_each_set_by_its_share() -> None:

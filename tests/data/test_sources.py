@@ -46,6 +46,13 @@ def people(count: int, images: int = 2) -> FaceSet:
     return FaceSet("people", names, lambda rows: blank[rows], names=names, size=4)
 
 
+def test_splits_and_subsets_of_drawn_faces_stay_synthetic() -> None:
+    drawn = open_faces("synthetic:people=4,images=1", size=16)
+    for faces in (drawn, drawn.subset([0, 2]), *split_people(drawn), *split_people(drawn.subset([0, 1, 2, 3]))):
+        assert faces.synthetic
+    assert not people(4).synthetic and not people(4).subset([0]).synthetic
+
+
 class TestFolder:
     def test_people_and_files_are_sorted_and_numbered(self, folder: Path):
         faces = open_faces(folder, size=16)

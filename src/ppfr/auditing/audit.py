@@ -42,7 +42,6 @@ from ppfr.auditing.profiles import Profile, find_profile
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.data.sources import open_splits
-from ppfr.data.synthetic.faces import SyntheticFaces
 from ppfr.evaluation.cost import evaluating
 from ppfr.evaluation.evaluate import evaluate_pairs
 from ppfr.evaluation.metrics.identification import draw_search
@@ -493,7 +492,7 @@ class _AuditRun:
             photos=self.profile.photos,
             public_faces=len(self.faces),
             public_people=0 if known is None else len(torch.unique(known)),
-            synthetic=isinstance(self.test, SyntheticFaces),
+            synthetic=self.test.synthetic,
         )
 
 

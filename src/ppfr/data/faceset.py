@@ -24,10 +24,12 @@ class Skipped(NamedTuple):
 class FaceSet:
     """Aligned faces with one identity each, in a fixed order.
 
-    `identities` are the names of the people, sorted unless the source numbers them itself, `labels` (N,) int64
-    index into them, `names` (N) say which image is which (a path, or a synthetic image's number), `skipped`
-    what the source named but could not give. `read` maps an int64 index array (n,) to uint8 RGB images
-    (n, size, size, 3).
+    `identities` are the names of the people, `labels` (N,) int64 index into them, `names` (N) say which image is which
+    (a path, or a synthetic image's number), `skipped` lists what the source named but could not give, and `synthetic`
+    says whether any of the images are drawn. `read` maps an int64 index array (n,) to uint8 RGB images (n, size, size,
+    3). `people` (N) are the names of each image's person, which are sorted and numbered; with `labels` they are
+    the identities, numbered already, and nothing is done for each image, so that millions cost nothing. Raises
+    DataError when there is not one person for each image.
     """
 
     def __init__(
@@ -37,49 +39,24 @@ class FaceSet:
         read: Callable[[Indices], Images],
         *,
         names: Sequence[str],
+        labels: Indices | None = None,
         size: int = FACE_SIZE,
         skipped: Iterable[Skipped] = (),
+        synthetic: bool = False,
     ) -> None:
-        if len(people) != len(names):
-            raise DataError(f"{name}: {len(people)} identities for {len(names)} images; expected one each")
-        identities = sorted(set(people))
-        position = {person: label for label, person in enumerate(identities)}
-        labels = np.array([position[person] for person in people], np.int64)
-        self._set(name, identities, labels, read, list(names), size, list(skipped))
-
-    @classmethod
-    def labelled(
-        cls,
-        name: str,
-        identities: Sequence[str],
-        labels: Indices,
-        read: Callable[[Indices], Images],
-        *,
-        names: Sequence[str],
-        size: int = FACE_SIZE,
-        skipped: Iterable[Skipped] = (),
-    ) -> FaceSet:
-        """A set whose people are numbered already: nothing is done for each image, so that millions cost nothing."""
-        faces = cls.__new__(cls)
-        faces._set(name, list(identities), labels, read, names, size, list(skipped))
-        return faces
-
-    def _set(
-        self,
-        name: str,
-        identities: list[str],
-        labels: Indices,
-        read: Callable[[Indices], Images],
-        names: Sequence[str],
-        size: int,
-        skipped: list[Skipped],
-    ) -> None:
+        identities = list(people) if labels is not None else sorted(set(people))
+        if labels is None:
+            position = {person: label for label, person in enumerate(identities)}
+            labels = np.array([position[person] for person in people], np.int64)
+        if len(labels) != len(names):
+            raise DataError(f"{name}: {len(labels)} identities for {len(names)} images; expected one each")
         self.name = name
         self.identities = identities
         self.labels = labels
         self.names = names
         self.size = size
-        self.skipped = skipped
+        self.skipped = list(skipped)
+        self.synthetic = synthetic
         self._read = read
 
     def __len__(self) -> int:
@@ -112,15 +89,14 @@ class FaceSet:
         """The images at `indices` as a set of their own with labels counted anew and nothing in `skipped`."""
         rows = np.asarray(indices, np.int64)
         people, labels = np.unique(self.labels[rows], return_inverse=True)
-        return FaceSet.labelled(
+        return FaceSet(
             name or self.name,
             [self.identities[person] for person in people.tolist()],
-            labels.reshape(-1),
             lambda wanted: self._read(rows[wanted]),
-            names=[self.names[row] for row in rows.tolist()]
-            if isinstance(self.names, list)
-            else Picked(self.names, rows),
+            names=pick(self.names, rows),
+            labels=labels.reshape(-1),
             size=self.size,
+            synthetic=self.synthetic,
         )
 
 

@@ -47,14 +47,15 @@ class JointFaces(FaceSet):
         self.members = [
             Member(faces, int(images[at]), int(people[at]), shares[at], weights[at]) for at, faces in enumerate(sets)
         ]
-        self._set(
+        super().__init__(
             " + ".join(faces.name for faces in sets),
             [f"{faces.name}/{person}" for faces in sets for person in faces.identities],
-            np.concatenate([member.faces.labels + member.first_person for member in self.members]),
             self._read_members,
-            [f"{faces.name}/{name}" for faces in sets for name in faces.names],
-            sets[0].size,
-            [skipped for faces in sets for skipped in faces.skipped],
+            names=[f"{faces.name}/{name}" for faces in sets for name in faces.names],
+            labels=np.concatenate([member.faces.labels + member.first_person for member in self.members]),
+            size=sets[0].size,
+            skipped=[skipped for faces in sets for skipped in faces.skipped],
+            synthetic=any(faces.synthetic for faces in sets),
         )
 
     def _read_members(self, wanted: Indices) -> Images:

@@ -74,12 +74,12 @@ def load_records(
         skipped.append(Skipped(records.identities[person], "identity without a usable image"))
     if strict and skipped:
         raise DataError(f"{records.name}: {len(skipped)} refused under strict; {first_reasons(skipped)}")
-    return FaceSet.labelled(
+    return FaceSet(
         records.name,
         [records.identities[person] for person in shown.nonzero()[0].tolist()],
-        labels if shown.all() else (np.cumsum(shown) - 1)[labels],
         _Reader(records, rows, size, cache),
         names=records.names if rows is None else pick(records.names, rows),
+        labels=labels if shown.all() else (np.cumsum(shown) - 1)[labels],
         size=size,
         skipped=skipped,
     )

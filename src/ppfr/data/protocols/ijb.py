@@ -271,12 +271,12 @@ def open_ijb(lists: IjbLists, *, size: int = FACE_SIZE, strict: bool = False) ->
             images[place] = found
         return images
 
-    faces = FaceSet.labelled(
+    faces = FaceSet(
         title,
         [str(template) for template in templates.tolist()],
-        labels.astype(np.int64),
         read,
         names=[lists.names[row] for row in good],
+        labels=labels.astype(np.int64),
         size=size,
         skipped=skipped,
     )

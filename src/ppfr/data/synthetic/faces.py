@@ -59,6 +59,7 @@ class SyntheticFaces(FaceSet):
             self._render,
             names=[f"{identity}/{image:03d}" for identity in identities for image in range(images)],
             size=size,
+            synthetic=True,
         )
 
     def _render(self, indices: Indices) -> Images:
