@@ -87,6 +87,18 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small PartialFace, exported for its clients and its server."""
+    from ppfr.serving.deployment.export import export_method
+    from support.deployments import build_method
+
+    folder = tmp_path_factory.mktemp("deployment")
+    exported = export_method(build_method(), folder, coding="planes:0.02")
+    assert exported.difference < 1e-4 and exported.batch == 1
+    return folder
+
+
 # --- cards of audits that never ran --------------------------------------------------------------------------------
 CARD_MEASURE = "Rank-1 of recovered images, by the judge"
 

@@ -131,3 +131,15 @@ def test_a_device_imports_neither_training_nor_the_exporter() -> None:
         parents = [module.rsplit(".", depth)[0] for depth in range(1, module.count(".") + 1)]
         waiting += found + [(f"{parent}.__init__", module) for parent in parents if f"{parent}.__init__" in MODULES]
     assert {"serving.runtime.protector", "wire.message", "data.detection.align"} <= set(reached)
+
+
+def test_no_test_imports_another() -> None:
+    """What tests share lies in tests/support."""
+    found = []
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if any(part == "conftest" or part.startswith("test_") for name in names for part in name.split(".")):
+                found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert not found

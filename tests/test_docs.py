@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import ppfr
-from conftest import ROOT
+from support.paths import ROOT
 
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "methods.md").read_text(encoding="utf-8")

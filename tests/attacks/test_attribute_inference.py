@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.attacks.conftest import SIZE, smooth_images
 from torch import Tensor
 
 from ppfr.attacks import Has, Inference, Pairs, PublicFaces, ThreatModel, create_attack
@@ -16,6 +15,7 @@ from ppfr.attacks.inference.attributes import DARK_HAIR, dark_hair, hair_brightn
 from ppfr.attacks.metrics import AttributeAccuracy, Truth, measure
 from ppfr.methods import Method
 from ppfr.util.errors import AttackError, ShapeError
+from support.toys import SIZE, smooth_images
 
 Toy = Callable[..., Method]
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.attacks.conftest import SIZE, smooth_images
 from torch import Tensor
 
 from ppfr.attacks.attacker import Attacker, PublicFaces, portions
@@ -21,6 +20,7 @@ from ppfr.attacks.learned.payload_maps import MOST_PLANES, PayloadPlanes
 from ppfr.attacks.learned.wiener_filter import WienerFilter
 from ppfr.attacks.threat import Has, ThreatModel
 from ppfr.methods import Method, Payload, PayloadSchema, TensorSpec
+from support.toys import SIZE, smooth_images
 
 Toy = Callable[..., Method]
 

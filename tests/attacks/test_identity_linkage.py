@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.attacks.conftest import ToyMethod, smooth_images
 from torch import Tensor, nn
 
 from ppfr.attacks import Has, Knows, Linkage, Pairs, ThreatModel, create_attack
@@ -16,6 +15,7 @@ from ppfr.attacks.linkage.identity_linkage import mirrored
 from ppfr.methods import Method, Payload, PayloadSchema, TensorSpec
 from ppfr.networks.base import reset_weights
 from ppfr.util.errors import AttackError, MethodError
+from support.toys import ToyMethod, smooth_images
 
 Toy = Callable[..., Method]
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.attacks.conftest import smooth_images
 from torch import Tensor
 
 from ppfr.attacks import Has, Pairs, Recovery, ThreatModel, create_attack
 from ppfr.evaluation.metrics.similarity import ssim
 from ppfr.methods import Method
 from ppfr.util.errors import AttackError
+from support.toys import smooth_images
 
 Toy = Callable[..., Method]
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.attacks.conftest import SIZE, smooth_images
 from torch import Tensor, nn
 
 from ppfr.attacks import BUDGETS, Budget, Has, Recovery, Sees, ThreatModel, create_attack, stored_templates
@@ -16,6 +15,7 @@ from ppfr.methods import Method
 from ppfr.methods.common.custom import custom_method
 from ppfr.networks import Preprocessing
 from ppfr.util.errors import AttackError, MethodError
+from support.toys import SIZE, smooth_images
 
 
 class Folds(nn.Module):

@@ -9,29 +9,9 @@ from typing import Any
 
 import pytest
 
-import ppfr
 from ppfr.auditing.card import Card, load_card
 from ppfr.cli import audit as command
-from ppfr.cli import main
-
-TINY = "synthetic:people=14,images=4"
-
-
-def ppfr_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run `ppfr ARGUMENTS` in this process; returns the exit status."""
-    monkeypatch.setattr("sys.argv", ["ppfr", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "arcface"
-    ppfr.save(ppfr.create("arcface", "mobilefacenet", width=0.125, embedding_size=16), folder)
-    return folder
+from support.commands import TINY, ppfr_command
 
 
 @pytest.fixture
@@ -40,10 +20,10 @@ def judge(shared: Path) -> Path:
 
 
 def test_an_audit_writes_a_card_and_a_page(
-    run: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    untrained: Path, judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--data", TINY, "--judge", judge, "--attacks", "linear-inversion", "--out", tmp_path / "a"]
-    assert ppfr_command(monkeypatch, "audit", run, *arguments) == 0
+    assert ppfr_command("audit", untrained, *arguments) == 0
     printed = capsys.readouterr().out
     card = load_card(tmp_path / "a")
     assert card.verdict in printed and "cut: at most 40 people" in printed and "linear-inversion: sees one" in printed
@@ -51,7 +31,7 @@ def test_an_audit_writes_a_card_and_a_page(
     page = (tmp_path / "a" / "card.html").read_text()
     assert card.verdict in page and "synthetic faces" in page and "ppfr audit" in page
     again = [*arguments[:-1], tmp_path / "b"]
-    assert ppfr_command(monkeypatch, "audit", run, *again, "--json") == 0
+    assert ppfr_command("audit", untrained, *again, "--json") == 0
     printed_card = json.loads(capsys.readouterr().out)
     assert load_card(tmp_path / "b").model_dump(exclude={"times"}) == card.model_dump(exclude={"times"})
     assert {**printed_card, "times": 0} == {**card.model_dump(mode="json"), "times": 0}
@@ -60,17 +40,16 @@ def test_an_audit_writes_a_card_and_a_page(
 def test_cards_are_compared(
     make_card: Callable[..., Card],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
         make_card(name=folder.name).save(folder)
-    assert ppfr_command(monkeypatch, "audit", "--compare", *folders, "--out", tmp_path) == 0
+    assert ppfr_command("audit", "--compare", *folders, "--out", tmp_path) == 0
     assert "linear-inversion" in capsys.readouterr().out
     assert (tmp_path / "comparison.html").is_file()
     assert len(json.loads((tmp_path / "comparison.json").read_text())["methods"]) == 2
-    assert ppfr_command(monkeypatch, "audit", "--compare", folders[0] / "card.json", "--out", tmp_path, "--json") == 0
+    assert ppfr_command("audit", "--compare", folders[0] / "card.json", "--out", tmp_path, "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["method"] == "one"
 
 
@@ -87,7 +66,7 @@ def test_cards_are_compared(
 def test_mistakes_get_one_clear_line(
     arguments: list[str],
     message: str,
-    run: Path,
+    untrained: Path,
     make_card: Callable[..., Card],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -95,15 +74,15 @@ def test_mistakes_get_one_clear_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_card().save(tmp_path)
-    places = {"RUN": str(run), "CARD": str(tmp_path)}
-    assert ppfr_command(monkeypatch, "audit", *[places.get(one, one) for one in arguments]) == 1
+    places = {"RUN": str(untrained), "CARD": str(tmp_path)}
+    assert ppfr_command("audit", *[places.get(one, one) for one in arguments]) == 1
     text = " ".join(capsys.readouterr().err.split())
     assert message in text
     assert "Traceback" not in text
 
 
 def test_faces_are_kept_out_of_repositories(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / ".git").mkdir()
 
@@ -113,12 +92,12 @@ def test_faces_are_kept_out_of_repositories(
     monkeypatch.setattr(command, "audit_run", never)
     out = tmp_path / "deep" / "card"
     arguments = ["--data", tmp_path, "--judge", "judge.onnx", "--out", out]
-    assert ppfr_command(monkeypatch, "audit", run, *arguments) == 1
+    assert ppfr_command("audit", untrained, *arguments) == 1
     assert "lies inside the git repository" in capsys.readouterr().err
     assert not out.exists()
 
 
-def test_help_teaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ppfr_command(monkeypatch, "audit", "--help") == 0
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ppfr_command("audit", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "must first prove itself on a weakened target" in text and "--compare" in text

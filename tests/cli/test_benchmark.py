@@ -12,30 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
-import ppfr
-from ppfr.cli import main
 from ppfr.data.pairs import load_bin
 from ppfr.data.sources import open_faces
 from ppfr.data.suites import find_suites
 from support.benchmarksets import write_carray, write_ijb, write_rfw
-
-
-def ppfr_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run `ppfr ARGUMENTS` in this process; returns the exit status."""
-    monkeypatch.setattr("sys.argv", ["ppfr", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A method that nobody trained: figures need not be good here."""
-    folder = tmp_path_factory.mktemp("run")
-    ppfr.save(ppfr.create("arcface", "mobilefacenet", width=0.125, embedding_size=16), folder)
-    return folder
+from support.commands import ppfr_command
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +31,17 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in (("lfw", same + pairs[:10]), ("CFP-FP", pairs)):
         with open(root / "bins" / f"{name}.bin", "wb") as stream:
             pickle.dump((content, [True] * 5 + [False] * 5), stream)
-    with pytest.MonkeyPatch.context() as patch:
-        arguments = ["--faces", "synthetic:people=6,images=4", "--protocol", "lamp-hq", "--out", root / "LAMP-HQ"]
-        assert ppfr_command(patch, "simulate-hfr", *arguments) == 0
-        for file in [*root.rglob("*[2-9].txt"), *root.rglob("*10.txt")]:
-            file.unlink()
+    arguments = ["--faces", "synthetic:people=6,images=4", "--protocol", "lamp-hq", "--out", root / "LAMP-HQ"]
+    assert ppfr_command("simulate-hfr", *arguments) == 0
+    for file in [*root.rglob("*[2-9].txt"), *root.rglob("*10.txt")]:
+        file.unlink()
     return root
 
 
-def test_json_and_files(
-    run: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_and_files(untrained: Path, sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     capsys.readouterr()
-    assert ppfr_command(monkeypatch, "benchmark", run, "--data", sets, "--json", "--out", out) == 0
+    assert ppfr_command("benchmark", untrained, "--data", sets, "--json", "--out", out) == 0
     printed = json.loads(capsys.readouterr().out)
     assert list(printed["suites"]) == ["lfw", "cfp_fp", "lamp-hq"]
     assert {entry["path"] for entry in printed["missing"]} >= {"agedb_30", "calfw", "cplfw", "tufts"}
@@ -87,14 +65,12 @@ def test_json_and_files(
         assert "DuetFace" in text and "SIMULATED" in text and "not comparable" in text and "CALFW was not" in text
 
 
-def test_templates_and_groups(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_templates_and_groups(untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_ijb(tmp_path / "IJBB")
     write_ijb(tmp_path / "IJBC", "ijbc", searches=False)
     write_rfw(tmp_path / "RFW", aligned=False)
-    command = ("benchmark", run, "--data", tmp_path, "--no-flip", "--out", tmp_path / "out")
-    assert ppfr_command(monkeypatch, *command, "--json") == 0
+    command = ("benchmark", untrained, "--data", tmp_path, "--no-flip", "--out", tmp_path / "out")
+    assert ppfr_command(*command, "--json") == 0
     plain = json.loads(capsys.readouterr().out)["suites"]
     assert list(plain) == ["rfw", "ijbb", "ijbc"]
     assert set(plain["rfw"]["rates"]) == {"African", "Indian", "mean", "deviation"}
@@ -108,16 +84,16 @@ def test_templates_and_groups(
     assert any("no 1:N" in remark for remark in plain["ijbc"]["remarks"])
     assert any("do not resolve FPR 1e-06" in remark for remark in plain["ijbb"]["remarks"])
     assert {"visible.csv", "ijb.csv", "rfw.csv"} <= {file.name for file in (tmp_path / "out" / "tables").iterdir()}
-    assert ppfr_command(monkeypatch, *command, "--suite", "ijbb", "--keep-norms", "--detector-scores", "--json") == 0
+    assert ppfr_command(*command, "--suite", "ijbb", "--keep-norms", "--detector-scores", "--json") == 0
     weighed = json.loads(capsys.readouterr().out)["suites"]["ijbb"]
     assert weighed["figures"]["verification"]["auc"] != verified["auc"]
     assert "images weigh by length and detector." in weighed["remarks"]
-    assert ppfr_command(monkeypatch, *command) == 0
+    assert ppfr_command(*command) == 0
     assert "TPIR" in capsys.readouterr().out
 
 
 def test_arrays_of_face_evolve_give_the_same_as_bin_files(
-    run: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    untrained: Path, sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("blosc", reason="arrays of bcolz need the extra 'bcolz'")
     faces = load_bin(sets / "bins" / "lfw.bin")
@@ -126,7 +102,7 @@ def test_arrays_of_face_evolve_give_the_same_as_bin_files(
     rates = []
     for folder in (sets, tmp_path):
         capsys.readouterr()
-        assert ppfr_command(monkeypatch, "benchmark", run, "--data", folder, "--suite", "lfw", "--json") == 0
+        assert ppfr_command("benchmark", untrained, "--data", folder, "--suite", "lfw", "--json") == 0
         rates.append(json.loads(capsys.readouterr().out)["suites"]["lfw"]["figures"])
     assert rates[0] == rates[1]
     # where both are, the file counts
@@ -135,10 +111,10 @@ def test_arrays_of_face_evolve_give_the_same_as_bin_files(
 
 
 def test_a_public_recogniser_is_printed_beside_the_published(
-    shared: Path, sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shared: Path, sets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = shared / "models" / "mobilefacenet_casia_068.ckpt"
-    assert ppfr_command(monkeypatch, "benchmark", model, "--data", sets, "--suite", "lfw", "--no-flip") == 0
+    assert ppfr_command("benchmark", model, "--data", sets, "--suite", "lfw", "--no-flip") == 0
     printed = capsys.readouterr().out
     assert "mobilefacenet_casia_068.ckpt (unprotected)" in printed and "published, DuetFace" in printed
     assert "LAMP-HQ" not in printed
@@ -153,46 +129,43 @@ def test_a_public_recogniser_is_printed_beside_the_published(
     ],
 )
 def test_what_is_not_there(
-    run: Path,
+    untrained: Path,
     sets: Path,
     options: list[str],
     message: str,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     capsys.readouterr()
-    assert ppfr_command(monkeypatch, "benchmark", run, "--data", sets, *options) == 1
+    assert ppfr_command("benchmark", untrained, "--data", sets, *options) == 1
     assert message in capsys.readouterr().err
 
 
-def test_a_run_for_each_fold_has_no_pairs(
-    run: Path, sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert ppfr_command(monkeypatch, "benchmark", f"{run}/fold{{fold}}", "--data", sets) == 1
+def test_a_run_for_each_fold_has_no_pairs(untrained: Path, sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ppfr_command("benchmark", f"{untrained}/fold{{fold}}", "--data", sets) == 1
     assert "names a run for each fold, and lfw has none" in capsys.readouterr().err
 
 
 def test_one_broken_set_does_not_stop_the_others(
-    run: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    untrained: Path, sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "lfw.bin").write_bytes((sets / "bins" / "lfw.bin").read_bytes())
     (tmp_path / "calfw.bin").write_bytes(b"nothing")
-    command = ("benchmark", run, "--data", tmp_path, "--suite", "calfw,lfw", "--no-flip")
-    assert ppfr_command(monkeypatch, *command, "--json") == 1
+    command = ("benchmark", untrained, "--data", tmp_path, "--suite", "calfw,lfw", "--no-flip")
+    assert ppfr_command(*command, "--json") == 1
     printed = json.loads(capsys.readouterr().out)
     assert list(printed["suites"]) == ["lfw"]
     assert "not an InsightFace .bin file" in printed["failed"][0]["reason"]
-    assert ppfr_command(monkeypatch, *command) == 1
+    assert ppfr_command(*command) == 1
     assert "CALFW failed" in capsys.readouterr().err
-    assert ppfr_command(monkeypatch, *command, "--strict") == 1
+    assert ppfr_command(*command, "--strict") == 1
     assert "not an InsightFace .bin file" in capsys.readouterr().err
 
 
 def test_one_benchmark_in_two_places_is_refused(
-    run: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    untrained: Path, sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "lfw.bin").write_bytes(b"")
-    assert ppfr_command(monkeypatch, "benchmark", run, "--data", tmp_path) == 1
+    assert ppfr_command("benchmark", untrained, "--data", tmp_path) == 1
     assert "LFW lies in" in capsys.readouterr().err

@@ -15,7 +15,6 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppfr.cli import main
 from ppfr.data.formats import writers
 from ppfr.data.formats.convert import convert
 from ppfr.data.formats.listings import open_records
@@ -23,6 +22,7 @@ from ppfr.data.formats.recordio import LARGEST_LABEL, unpack_content
 from ppfr.data.formats.writers import FolderWriter, RecordIOWriter, TFRecordWriter
 from ppfr.data.sources import open_faces
 from ppfr.util.errors import DataError
+from support.commands import ppfr_command
 
 SUFFIXES = ("", ".csv", ".txt", ".rec")
 
@@ -369,26 +369,16 @@ class TestRefusals:
             convert(tmp_path / "nothing.rec", tmp_path / "out")
 
 
-def ppfr_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run `ppfr ARGUMENTS` in this process; returns the exit status."""
-    monkeypatch.setattr("sys.argv", ["ppfr", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
-def test_the_command_line(
-    face_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command_line(face_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shutil.copytree(face_folder, tmp_path / "in")
     (tmp_path / "in" / "abe" / "1.jpg").write_bytes(b"")
-    assert ppfr_command(monkeypatch, "convert", tmp_path / "in", tmp_path / "a.rec") == 0
+    assert ppfr_command("convert", tmp_path / "in", tmp_path / "a.rec") == 0
     said = capsys.readouterr()
     assert "RecordIO, 7 images of 3 people" in said.out
     assert "abe/1.jpg: empty file" in said.err
-    assert ppfr_command(monkeypatch, "convert", tmp_path / "a.rec", tmp_path / "b.txt", "--json") == 0
+    assert ppfr_command("convert", tmp_path / "a.rec", tmp_path / "b.txt", "--json") == 0
     assert json.loads(capsys.readouterr().out)["format"] == "TFRecord"
-    assert ppfr_command(monkeypatch, "convert", tmp_path / "in", tmp_path / "b.txt") == 1
+    assert ppfr_command("convert", tmp_path / "in", tmp_path / "b.txt") == 1
     assert "exists already" in capsys.readouterr().err
-    assert ppfr_command(monkeypatch, "convert", tmp_path / "in", tmp_path / "c.txt", "--strict") == 1
+    assert ppfr_command("convert", tmp_path / "in", tmp_path / "c.txt", "--strict") == 1
     assert "empty file" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from ppfr.data.images import decode_image
 from ppfr.data.orientation import exif_orientation
 from ppfr.data.preparation.photographs import Photograph, open_photographs
 from ppfr.util.errors import DataError
+from support.photographs import with_orientation
 
 
 def scene(height: int = 60, width: int = 90) -> np.ndarray:
@@ -24,16 +25,6 @@ def scene(height: int = 60, width: int = 90) -> np.ndarray:
 
 def jpeg(image: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-
-
-def with_orientation(data: bytes, orientation: int, order: str = "<") -> bytes:
-    """A JPEG with an EXIF segment that holds a maker's name and the orientation."""
-    mark = b"II*\0" if order == "<" else b"MM\0*"
-    entries = struct.pack(order + "HHI4s", 0x010F, 2, 4, b"cam\0")
-    entries += struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0)
-    tiff = mark + struct.pack(order + "IH", 8, 2) + entries + bytes(4)
-    segment = b"Exif\0\0" + tiff
-    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
 
 
 # where the first row and the first column of the stored picture belong, from the standard's own table

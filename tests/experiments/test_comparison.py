@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from cli.test_commands import TINY, ppfr_command
 from ppfr.experiments.comparison import comparison_names, load_comparison
 from ppfr.methods import Method
 from ppfr.methods.arcface import ArcFace
 from ppfr.training.interruption import EXIT_STATUS, Interrupted
 from ppfr.training.run import Run
 from ppfr.util.errors import RecipeError
+from support.commands import TINY, ppfr_command
 
 RECIPE = """
 methods:
@@ -43,14 +43,14 @@ def tables(folder: Path) -> dict[str, Any]:
 
 
 def test_a_comparison_writes_tables_and_goes_on(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "out"
     arguments = ["compare", recipe, "--data", TINY, "--out", folder]
-    assert ppfr_command(monkeypatch, *arguments, "--seeds", "0") == 0
+    assert ppfr_command(*arguments, "--seeds", "0") == 0
     assert "One seed" in capsys.readouterr().out
     first = (folder / "runs" / "arcface-seed0" / "model.safetensors").stat().st_mtime_ns
-    assert ppfr_command(monkeypatch, *arguments) == 0
+    assert ppfr_command(*arguments) == 0
     assert (folder / "runs" / "arcface-seed0" / "model.safetensors").stat().st_mtime_ns == first
     found = tables(folder)["tables"]
     rows = found["accuracy"]["rows"]
@@ -68,7 +68,7 @@ def test_a_comparison_writes_tables_and_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_a_killed_comparison_goes_on(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_comparison_goes_on(recipe: Path, tmp_path: Path) -> None:
     """SIGKILL amid the second method's training: the first is kept, the second goes on from its checkpoint."""
     slow = "{<<: *small, checkpoint_minutes: 0.000001, training: {epochs: 12, batch_size: 8}}"
     recipe.write_text(
@@ -90,7 +90,7 @@ def test_a_killed_comparison_goes_on(recipe: Path, tmp_path: Path, monkeypatch: 
     assert state is not None and state["step"] >= 1
     # what was done is in the tables already
     assert [row["method"] for row in tables(folder)["tables"]["accuracy"]["rows"]] == [ArcFace.info.title]
-    assert ppfr_command(monkeypatch, *arguments) == 0
+    assert ppfr_command(*arguments) == 0
     assert first.stat().st_mtime_ns == written
     assert len(tables(folder)["tables"]["accuracy"]["rows"]) == 2
     steps = [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()]
@@ -98,12 +98,12 @@ def test_a_killed_comparison_goes_on(recipe: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_failure_is_told_and_does_not_stop_the_others(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wild = "label: wild, set: {<<: *small, training: {epochs: 1, batch_size: 8, optimizer: {lr: 1.0e+30}}}"
     recipe.write_text(RECIPE.replace("label: all-channels, set: *small", wild))
     folder = tmp_path / "out"
-    assert ppfr_command(monkeypatch, "compare", recipe, "--data", TINY, "--out", folder, "--seeds", "0") == 1
+    assert ppfr_command("compare", recipe, "--data", TINY, "--out", folder, "--seeds", "0") == 1
     assert "1 of 2 failed: wild (seed 0)" in capsys.readouterr().err
     assert "the loss is" in tables(folder)["failed"]["wild"][0]
     assert len(tables(folder)["tables"]["accuracy"]["rows"]) == 1
@@ -118,7 +118,7 @@ def test_an_unforeseen_error_does_not_stop_the_others(
 
     monkeypatch.setattr(ArcFace, "stages", breaks)
     folder = tmp_path / "out"
-    assert ppfr_command(monkeypatch, "compare", recipe, "--data", TINY, "--out", folder, "--seeds", "0") == 1
+    assert ppfr_command("compare", recipe, "--data", TINY, "--out", folder, "--seeds", "0") == 1
     said = capsys.readouterr().err
     assert "1 of 2 failed: arcface (seed 0): RuntimeError: out of memory" in said and "Traceback" in said
     assert tables(folder)["failed"] == {"arcface": ["seed 0: RuntimeError: out of memory"]}
@@ -133,20 +133,18 @@ def test_sigterm_ends_the_comparison_not_the_method(
 
     monkeypatch.setattr(ArcFace, "stages", stopped)
     folder = tmp_path / "out"
-    assert ppfr_command(monkeypatch, "compare", recipe, "--data", TINY, "--out", folder) == EXIT_STATUS
+    assert ppfr_command("compare", recipe, "--data", TINY, "--out", folder) == EXIT_STATUS
     assert "repeat the command to go on" in capsys.readouterr().err
     assert not (folder / "runs" / "all-channels-seed0").exists()
 
 
 @pytest.mark.slow
-def test_an_audited_comparison_draws_leak_and_front(
-    recipe: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_audited_comparison_draws_leak_and_front(recipe: Path, shared: Path, tmp_path: Path) -> None:
     recipe.write_text(RECIPE.replace("audit: null", "audit: fast\nattacks: [linear-inversion]"))
     folder = tmp_path / "out"
     judge = shared / "models" / "mobilefacenet_ms1m.onnx"
     arguments = ["compare", recipe, "--data", TINY, "--out", folder, "--seeds", "0", "--judge", judge]
-    assert ppfr_command(monkeypatch, *arguments) == 0
+    assert ppfr_command(*arguments) == 0
     leak = tables(folder)["tables"]["leak"]["rows"]
     assert [row["values"][0] for row in leak] == [0.0, 0.0]
     assert (folder / "cards" / "all-channels-seed0" / "card.html").is_file()
@@ -154,16 +152,16 @@ def test_an_audited_comparison_draws_leak_and_front(
 
 
 def test_every_method_is_measured_on_a_heterogeneous_protocol_too(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lamp, folder = tmp_path / "lamp", tmp_path / "out"
     faces = "synthetic:people=6,images=4"
-    assert ppfr_command(monkeypatch, "simulate-hfr", "--faces", faces, "--protocol", "lamp-hq", "--out", lamp) == 0
+    assert ppfr_command("simulate-hfr", "--faces", faces, "--protocol", "lamp-hq", "--out", lamp) == 0
     lines = RECIPE.splitlines()
     recipe.write_text("\n".join(line for line in lines if "all-channels" not in line))
     arguments = ["compare", recipe, "--data", TINY, "--out", folder, "--seeds", "0"]
     arguments += ["--heterogeneous", f"lamp-hq:{lamp},fold=1"]
-    assert ppfr_command(monkeypatch, *arguments) == 0
+    assert ppfr_command(*arguments) == 0
     rows = tables(folder)["tables"]["lamp-hq"]["rows"]
     assert rows[0]["method"] == f"simulated, {ArcFace.info.title}" and 0 <= rows[0]["values"][0] <= 100
     assert {row["source"] for row in rows[1:]} == {"published"}
@@ -172,12 +170,12 @@ def test_every_method_is_measured_on_a_heterogeneous_protocol_too(
 
 
 def test_another_comparison_in_the_same_folder_is_refused(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "comparison-settings.json").write_text(json.dumps({"data": "other", "recipe": {}}))
-    assert ppfr_command(monkeypatch, "compare", recipe, "--data", TINY, "--out", folder) == 1
+    assert ppfr_command("compare", recipe, "--data", TINY, "--out", folder) == 1
     assert "holds a comparison with another data" in capsys.readouterr().err
 
 

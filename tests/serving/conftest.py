@@ -9,25 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppfr.methods import BackboneSpec, Method, create
-from ppfr.serving.deployment.export import export_method
 from ppfr.serving.http.assets import RUNTIME_VERSION, has_runtime, runtime_folder
 from ppfr.serving.runtime.protector import Protector
 from support.postgres import postgresql
-
-SPEC = BackboneSpec("ir18", 16, 0.125, (32, 32))
-
-
-def build_method(seed: int = 0, **options: object) -> Method:
-    return create("partialface", SPEC, seed=seed, table="random", table_seed=77, **options)
-
-
-@pytest.fixture(scope="session")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("deployment")
-    exported = export_method(build_method(), folder, coding="planes:0.02")
-    assert exported.difference < 1e-4 and exported.batch == 1
-    return folder
 
 
 @pytest.fixture(scope="session")

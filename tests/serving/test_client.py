@@ -21,7 +21,7 @@ from ppfr.serving.http.app import create_app
 from ppfr.serving.start import open_service
 from ppfr.util.errors import DataError, ServiceError
 from ppfr.util.keyring import Keyring
-from serving.conftest import SPEC
+from support.deployments import SPEC
 
 
 def crop(number: int) -> np.ndarray:

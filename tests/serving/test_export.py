@@ -16,7 +16,7 @@ from ppfr.serving.deployment.export import export_method
 from ppfr.serving.runtime.embedder import Embedder
 from ppfr.serving.runtime.protector import Protector
 from ppfr.util.errors import CheckpointError, PayloadError
-from serving.conftest import SPEC, build_method
+from support.deployments import SPEC, build_method
 
 
 def test_client_bytes_embed_as_the_method_does(deployment: Path) -> None:

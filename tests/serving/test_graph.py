@@ -16,7 +16,7 @@ from ppfr.methods.common.graph import Draw, NoGraph
 from ppfr.serving.deployment.export import export_method
 from ppfr.serving.deployment.graph import GraphProtector, SavedGraph, save_protect_graph
 from ppfr.util.errors import CheckpointError, MethodError
-from serving.conftest import SPEC
+from support.deployments import SPEC
 
 DUET = BackboneSpec("mobilefacenet", 16, 0.25, (112, 112))
 GRAPHS = {

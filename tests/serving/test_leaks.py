@@ -11,7 +11,7 @@ import torch
 
 from ppfr.data.images import to_tensor
 from ppfr.methods import create
-from serving.conftest import SPEC
+from support.deployments import SPEC
 from support.leaks import images_in
 
 

@@ -19,7 +19,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from data.test_photographs import with_orientation
 from ppfr.data.detection.align import align
 from ppfr.data.detection.yunet import YuNet
 from ppfr.data.images import Images, decode_image, fit_crop, to_tensor
@@ -30,9 +29,10 @@ from ppfr.serving.deployment.export import export_method
 from ppfr.serving.deployment.graph import GraphProtector, SavedGraph, save_protect_graph
 from ppfr.serving.runtime.protector import Protector
 from ppfr.wire import CODINGS
-from serving.conftest import SPEC
 from support.chromium import CHROMIUM, Chromium, Tab
+from support.deployments import SPEC
 from support.leaks import images_in
+from support.photographs import with_orientation
 from support.sites import Site, serving
 
 METHODS = {

@@ -19,7 +19,7 @@ from ppfr.serving.runtime.protector import Protector
 from ppfr.serving.service import Service
 from ppfr.serving.start import open_service
 from ppfr.util.keyring import Keyring
-from serving.conftest import build_method
+from support.deployments import build_method
 
 API = "/api/v1/recognition"
 Send = Callable[..., bytes]

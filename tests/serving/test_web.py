@@ -30,7 +30,7 @@ from ppfr.serving.start import open_service
 from ppfr.util.errors import CheckpointError, DataError
 from ppfr.util.fetch import cached_path
 from ppfr.util.keyring import Keyring
-from serving.conftest import SPEC, build_method
+from support.deployments import SPEC, build_method
 
 PAGE = Path(web.__file__).parent / "page"
 KEYS: dict[Role, str] = {}
