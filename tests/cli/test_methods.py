@@ -15,8 +15,13 @@ DATA = "synthetic:people=8,images=2"
 # what keeps a costly client cheap here
 LIGHT = {"avih": ("options.iterations=2", "options.key_width=0.125"), "peep": ("options.components=4",)}
 
+# seconds each on one core; `partialface` is the trained run of the other tests here
+SLOW = {"arcface-fd", "avih", "cloak", "dctdp", "duetface", "minusface", "partialface", "ppfr-fd", "proface-c"}
 
-@pytest.mark.parametrize("name", ppfr.method_names())
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ppfr.method_names()]
+)
 def test_a_method_is_trained_evaluated_and_protects_by_name(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

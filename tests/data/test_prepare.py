@@ -256,6 +256,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(album: Path, tmp_path: Path):
     assert_same(done, whole, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_under_torchrun_and_one_process_goes_on(album: Path, tmp_path: Path):
     kept = tmp_path / "kept" / "out.csv"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--monitor-interval", "0.1"]

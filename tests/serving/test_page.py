@@ -64,7 +64,7 @@ def detector(shared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def site(
-    deployment: Path, runtime: Path, browser: Chromium, tmp_path_factory: pytest.TempPathFactory
+    runtime: Path, browser: Chromium, deployment: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     """A server whose page takes crops alone."""
     with serving(deployment, tmp_path_factory.mktemp("site") / "gallery.db", deployment, runtime) as running:
@@ -455,7 +455,7 @@ def test_enrol_recognise_and_verify(tab: Tab, site: Site, deployment: Path, tmp_
 
 
 def test_messages_are_coded_as_the_contract_says(
-    browser: Chromium, deployment: Path, runtime: Path, tmp_path: Path
+    browser: Chromium, runtime: Path, deployment: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "deployment"
     shutil.copytree(deployment, copy)
@@ -477,7 +477,7 @@ def test_messages_are_coded_as_the_contract_says(
 
 
 def test_a_photo_is_aligned_and_stays(
-    browser: Chromium, deployment: Path, runtime: Path, shared: Path, detector: Path, tmp_path: Path
+    browser: Chromium, runtime: Path, deployment: Path, shared: Path, detector: Path, tmp_path: Path
 ) -> None:
     photo = tmp_path / "photo-of-somebody.jpg"
     photo.write_bytes((shared / "wild" / PHOTOS[0]).read_bytes())
@@ -505,7 +505,7 @@ def test_a_photo_is_aligned_and_stays(
         assert complaints(tab) == []
 
 
-def test_secrets_of_the_users_own_file_stay(browser: Chromium, deployment: Path, runtime: Path, tmp_path: Path) -> None:
+def test_secrets_of_the_users_own_file_stay(browser: Chromium, runtime: Path, deployment: Path, tmp_path: Path) -> None:
     client = tmp_path / "client"
     client.mkdir()
     for path in (deployment / "client").iterdir():

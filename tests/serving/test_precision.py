@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +36,24 @@ def build(name: str) -> Method:
     return create(name, BackboneSpec("mobilefacenet", 32, 0.25, (112, 112)), seed=0).eval()
 
 
-@pytest.mark.parametrize("name", ["arcface", "partialface"])
-def test_variants_are_near_and_smaller(name: str, tmp_path: Path) -> None:
-    method = build(name)
-    export_method(method, tmp_path)
-    train, test = open_splits(FACES, size=112)
-    server = tmp_path / "server"
-    write_variants(method, server, ["float16", "int8"], train)
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The server's folder of an untrained method with all variants, written once; tests leave it as it is."""
+
+    @cache
+    def export(name: str) -> Path:
+        method, folder = build(name), tmp_path_factory.mktemp(name)
+        export_method(method, folder)
+        write_variants(method, folder / "server", ["float16", "int8"], open_splits(FACES, size=112)[0])
+        return folder / "server"
+
+    return export
+
+
+@pytest.mark.parametrize("name", ["arcface", pytest.param("partialface", marks=pytest.mark.slow)])
+def test_variants_are_near_and_smaller(name: str, exported: Callable[[str], Path]) -> None:
+    method, server = build(name), exported(name)
+    _, test = open_splits(FACES, size=112)
     whole, *others = measure_costs(method, server, ["float16", "int8"], test, pairs=20)
     assert (whole.precision, whole.least_cosine) == ("float32", pytest.approx(1, abs=1e-6))
     for cost in others:
@@ -47,12 +61,9 @@ def test_variants_are_near_and_smaller(name: str, tmp_path: Path) -> None:
         assert cost.file_bytes < whole.file_bytes
 
 
-def test_int8_rounds_dense_layers_only(tmp_path: Path) -> None:
+def test_int8_rounds_dense_layers_only(exported: Callable[[str], Path]) -> None:
     """Payload channels, and those of depthwise convolutions, differ too much in strength for one range of 8 bits."""
-    method = build("arcface")
-    export_method(method, tmp_path)
-    write_variants(method, tmp_path / "server", ["int8"], open_splits(FACES, size=112)[0])
-    graph = onnx.load(tmp_path / "server" / "embed.int8.onnx").graph
+    graph = onnx.load(exported("arcface") / "embed.int8.onnx").graph
     inputs = {one.name for one in graph.input}
     rounded = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
@@ -64,20 +75,20 @@ def test_int8_rounds_dense_layers_only(tmp_path: Path) -> None:
         assert {name in rounded for name in node.input[:2]} == {not kept}
 
 
-def test_float32_is_what_a_server_opens(tmp_path: Path) -> None:
-    method = build("arcface")
-    export_method(method, tmp_path)
+def test_float32_is_what_a_server_opens(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    method, server = build("arcface"), tmp_path / "server"
+    shutil.copytree(exported("arcface"), server)
+    (server / "embed.int8.onnx").unlink()
     with pytest.raises(CheckpointError, match=r"embed\.int8\.onnx does not exist; .* --precision int8` wrote"):
-        Embedder(tmp_path / "server", precision="int8")
+        Embedder(server, precision="int8")
     with pytest.raises(CheckpointError, match="precision 'int4'; expected float32, float16, int8"):
-        Embedder(tmp_path / "server", precision="int4")
-    write_variants(method, tmp_path / "server", ["float16"], open_splits(FACES, size=112)[0])
+        Embedder(server, precision="int4")
     images = torch.rand((3, 3, 112, 112), generator=torch.Generator().manual_seed(0)) * 2 - 1
     payload = method.protect(images)
     with torch.no_grad():
         expected = method.embed(payload).numpy()
-    np.testing.assert_allclose(Embedder(tmp_path / "server").embed(payload), expected, atol=1e-4)
-    np.testing.assert_allclose(Embedder(tmp_path / "server", precision="float16").embed(payload), expected, atol=0.02)
+    np.testing.assert_allclose(Embedder(server).embed(payload), expected, atol=1e-4)
+    np.testing.assert_allclose(Embedder(server, precision="float16").embed(payload), expected, atol=0.02)
 
 
 def test_names_of_precisions() -> None:

@@ -108,8 +108,16 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a ratio of means": ("proface-c", "mobilefacenet", {"epochs": 1}),
 }
 
+SLOW = {
+    "dropout in the network",
+    "whole head of norms",
+    "softmax, no clipping",
+    "a stage without weights, then a carried head",
+    "a ratio of means",
+}
 
-@pytest.mark.parametrize("case", CASES)
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
 def test_two_ranks_take_the_steps_of_one_process(tmp_path: Path, case: str) -> None:
     name, network, training = CASES[case]
     settings = recipe(name, training=training)
@@ -149,7 +157,13 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "kind"), [(2, 1, "arcface"), (1, 2, "adaface"), (2, 3, "adaface"), (3, 2, "softmax")]
+    ("before", "after", "kind"),
+    [
+        (2, 1, "arcface"),
+        (1, 2, "adaface"),
+        pytest.param(2, 3, "adaface", marks=pytest.mark.slow),
+        pytest.param(3, 2, "softmax", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path, before: int, after: int, kind: str) -> None:
     """Stopped inside the second epoch; centres, moving statistics and the optimizer's state are cut anew."""
@@ -211,7 +225,7 @@ def two_sets() -> JointFaces:
     return JointFaces([first, second], [3, 1], [1.0, 0.5])
 
 
-@pytest.mark.parametrize("sharded", [True, False])
+@pytest.mark.parametrize("sharded", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_several_data_sets_have_a_head_each(tmp_path: Path, sharded: bool) -> None:
     """Two ranks take the steps of one process; and the loss is the weighted sum of the sets'."""
     head = {"name": "cosface", "options": {"scale": 8}, "sharded": sharded}

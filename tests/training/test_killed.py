@@ -105,7 +105,10 @@ def test_a_killed_run_goes_on_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize("request_to_stop", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "request_to_stop",
+    [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.slow)],
+)
 def test_a_request_to_stop_writes_a_checkpoint(request_to_stop: signal.Signals, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     rare = ("--set", "checkpoint_minutes=1000")
