@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ast
-import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "src" / "ppfr"
-ROOMS: list[dict[str, Any]] = tomllib.loads((ROOT / "docs" / "floors.toml").read_text(encoding="utf-8"))["room"]
+from support.paths import ROOT
+from support.scripts import load_script
+
+# the drawing in the docs is made from the same table and the same imports
+DRAWING = load_script(ROOT / "docs" / "architecture.py")
+SOURCE: Path = DRAWING.SOURCE
+ROOMS: list[dict[str, Any]] = DRAWING.read_floors()
+MODULES: dict[str, Path] = DRAWING.find_modules()
 FLOOR = {room["name"]: number for number, room in enumerate(ROOMS)}
 # one entry a thing: these may be longer than a table of contents
 LONG = {"methods", "networks", "recipes", "cli", "serving/http/page"}
@@ -31,41 +34,6 @@ PENDING = {
     "experiments.quickstart",
 }
 LONG |= {"data", "reports", "data/formats"}
-
-
-def modules() -> dict[str, Path]:
-    """Dotted name of every module below `ppfr`, without the package's own name, and its file."""
-    found = {}
-    for file in sorted(SOURCE.rglob("*.py")):
-        parts = file.relative_to(SOURCE).with_suffix("").parts
-        found[".".join(parts)] = file
-    return found
-
-
-MODULES = modules()
-
-
-def imports(file: Path) -> Iterator[tuple[int, str]]:
-    """Line and module of every import of ours in a file, those inside functions and type checks included."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ppfr":
-            inside = ".".join((node.module or "").split(".")[1:])
-            for alias in node.names:
-                yield node.lineno, _module(f"{inside}.{alias.name}" if inside else alias.name, inside)
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == "ppfr":
-                    yield node.lineno, _module(".".join(alias.name.split(".")[1:]))
-
-
-def _module(*names: str) -> str:
-    """The first of `names` that is a module or a package; a package is named by its __init__."""
-    for name in names:
-        if name in MODULES:
-            return name
-        if f"{name}.__init__".lstrip(".") in MODULES:
-            return f"{name}.__init__".lstrip(".")
-    raise AssertionError(f"none of {names} is a module of ppfr")
 
 
 def place(module: str) -> tuple[int, int]:
@@ -91,7 +59,7 @@ def test_imports_come_from_below(module: str, request: pytest.FixtureRequest) ->
     if module in PENDING:
         request.applymarker(pytest.mark.xfail(strict=True, reason="still reaches up"))
     here = place(module)
-    for line, other in imports(MODULES[module]):
+    for line, other in DRAWING.imports(MODULES[module], MODULES):
         # the package's own door is for users; __main__ and the door itself stand above all rooms
         assert "." in other, f"{MODULES[module]}:{line} imports ppfr itself; import from the room that defines it"
         assert place(other) <= here, (
@@ -127,7 +95,7 @@ def test_a_device_imports_neither_training_nor_the_exporter() -> None:
         assert not f"{module}.".startswith(tuple(f"{room}." for room in forbidden)), (
             f"a device would load ppfr.{module}, which {importer} imports"
         )
-        found = [(other, module) for _, other in imports(MODULES[module]) if "." in other]
+        found = [(other, module) for _, other in DRAWING.imports(MODULES[module], MODULES) if "." in other]
         parents = [module.rsplit(".", depth)[0] for depth in range(1, module.count(".") + 1)]
         waiting += found + [(f"{parent}.__init__", module) for parent in parents if f"{parent}.__init__" in MODULES]
     assert {"serving.runtime.protector", "wire.message", "data.detection.align"} <= set(reached)

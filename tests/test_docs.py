@@ -1,8 +1,7 @@
-"""The page of methods: complete, small, and its table printed from a comparison."""
+"""Pages whose tables and drawings come from code are complete and up to date."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -11,17 +10,10 @@ import pytest
 
 import ppfr
 from support.paths import ROOT
+from support.scripts import load_script
 
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "methods.md").read_text(encoding="utf-8")
-
-
-def load_script(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +56,15 @@ def test_the_table_has_a_line_a_method(figures: ModuleType) -> None:
     assert printed[2] == "| One | 97.3 ± 0.5 | 0.25 | 75 | 8,246 | 1.2 | linkage |"
     assert printed[3] == "| Two | 80.0 | — | — | — | 0.0 | — |"
     assert printed[4] == "| three | failed: seed 0: why |"
+
+
+def test_the_drawing_of_the_rooms_is_what_the_code_makes_now() -> None:
+    script = load_script(DOCS / "architecture.py")
+    assert script.PICTURE.read_text(encoding="utf-8") == script.draw(), "run `python docs/architecture.py`"
+
+
+def test_files_that_the_page_of_rooms_names_exist() -> None:
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)`", page))
+    assert len(named) > 20
+    assert not [name for name in named if not (ROOT / "src" / "ppfr" / name).exists() and not (ROOT / name).exists()]
