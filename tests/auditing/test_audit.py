@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppfr.attacks.attacker import Attacker
-from ppfr.attacks.base import Recovery, RecoveryAttack
+from ppfr.attacks.base import Recovery, RecoveryAttack, create_attack
 from ppfr.attacks.threat import Has, Sees, ThreatModel
 from ppfr.auditing import audit as audit_module
 from ppfr.auditing.audit import Audit, audit, audit_run
@@ -253,3 +253,6 @@ def test_profiles_say_what_they_cut() -> None:
     assert find_profile("full").cut() == []
     assert any("40 people attacked" in line for line in PROFILES["fast"].cut())
     assert all(PROFILES[name].cut() for name in ("fast", "standard"))
+    assert "linear-inversion: steps 10, newton 8, iterations 15" in PROFILES["fast"].cut(
+        [create_attack("linear-inversion")]
+    )

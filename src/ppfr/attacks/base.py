@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Self, TypeVar, final
 
@@ -22,6 +22,14 @@ from ppfr.attacks.attacker import (
     check_public_faces,
     find_budget,
     held,
+)
+from ppfr.attacks.metrics import (
+    Figure,
+    MetricContext,
+    attribute_accuracy,
+    image_similarity,
+    linkage,
+    re_identification,
 )
 from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
 from ppfr.data.faceset import FaceSet
@@ -40,11 +48,14 @@ class AttackOptions(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Result(ABC):
-    """What all results tell: how they came about. The door fills in all but `notes`.
+    """The result of an attack, one row for each image that was attacked, and the conditions it was obtained under.
 
-    `recogniser` is the SHA-256 of the attacker's own recogniser, empty without one: it may not judge the result.
-    `seconds` counts preparation and recovery.
+    Authors of a new kind of result write `__len__`, `checked` and `metrics`, and name in `per_row` the fields that hold
+    one entry a row. The sealed call of an attack fills in the conditions. `recogniser` is the SHA-256 of the attacker's
+    own recogniser, empty without one: it may not judge the result. `seconds` counts preparation and recovery.
     """
+
+    per_row: ClassVar[tuple[str, ...]]
 
     notes: Mapping[str, str] = field(default_factory=dict)
     attack: str = ""
@@ -62,6 +73,35 @@ class Result(ABC):
     def checked(self, rows: int, attacker: Attacker) -> Self:
         """This result, free of gradients, or AttackError for one that is not whole; `rows` images were attacked."""
 
+    @abstractmethod
+    def metrics(self, context: MetricContext) -> list[Figure]:
+        """The metrics of this result that `context` allows; the first that `counts` is the leak."""
+
+    @property
+    def pictures(self) -> Tensor | None:
+        """Recovered images (B,3,H,W) RGB in [0,1] to show, for a result that has any."""
+        return None
+
+    @final
+    def measure(self, context: MetricContext) -> dict[str, Figure]:
+        """All metrics by name; raises AttackError for another number of originals than rows, and as `metrics` does."""
+        if len(self) != len(context.truth.people):
+            raise AttackError(f"{len(context.truth.people)} originals for {len(self)} results; expected one each")
+        return {figure.name: figure for figure in self.metrics(context)}
+
+    @final
+    def join(self, others: Sequence[Self]) -> Self:
+        """This result followed by those of further rows, attacked under the same conditions."""
+        parts = [self, *others]
+        joined = {name: _concatenated([getattr(part, name) for part in parts]) for name in self.per_row}
+        return replace(self, **joined, seconds=sum(part.seconds for part in parts))
+
+
+def _concatenated(values: Sequence[Any]) -> Any:
+    if any(value is None for value in values):
+        return None
+    return torch.cat(list(values)) if isinstance(values[0], Tensor) else sum(values, ())
+
 
 @dataclass(frozen=True)
 class Recovery(Result):
@@ -73,6 +113,7 @@ class Recovery(Result):
     attacker believed about faces beforehand.
     """
 
+    per_row = ("images", "hypotheses", "misfit")
     images: Tensor
     hypotheses: tuple[str, ...] = ()
     misfit: Tensor | None = None
@@ -93,11 +134,31 @@ class Recovery(Result):
                 raise AttackError(f"{length} {what} for {rows} payloads; expected one each")
         return replace(self, images=self.images.detach())
 
+    def metrics(self, context: MetricContext) -> list[Figure]:
+        """Identification by the judge, where there is one, and similarity to the originals.
+
+        Raises AttackError for a judge that is the attacker's own recogniser.
+        """
+        similarity = image_similarity(self.images, context.truth)
+        if context.judge is None:
+            return similarity
+        if self.recogniser and self.recogniser == context.judge.sha256:
+            raise AttackError(
+                f"{context.judge.name} is the attacker's own recogniser in {self.attack}; a judge must be one that "
+                "neither the method nor the attack was trained with"
+            )
+        return [*re_identification(self.images, context.judge, context.truth), *similarity]
+
+    @property
+    def pictures(self) -> Tensor:
+        return self.images
+
 
 @dataclass(frozen=True)
 class Linkage(Result):
     """Embeddings (B,D) that an attack made of payloads, to compare with those of clear photos by its recogniser."""
 
+    per_row = ("embeddings",)
     embeddings: Tensor
 
     def __len__(self) -> int:
@@ -107,13 +168,26 @@ class Linkage(Result):
         _check_rows(self.embeddings, (rows, attacker.recogniser.embedding_size), "embeddings")
         return replace(self, embeddings=self.embeddings.detach().float())
 
+    def metrics(self, context: MetricContext) -> list[Figure]:
+        """Identification by the recogniser that the embeddings are of; none where it is absent."""
+        recogniser = context.recogniser
+        if recogniser is None or recogniser.sha256 != self.recogniser:
+            return []
+        return linkage(self.embeddings.double().cpu().numpy(), recogniser, context.truth)
+
 
 @dataclass(frozen=True)
 class Inference(Result):
-    """A soft attribute that an attack read off payloads: `classes` (B,) int64, of the attribute called `attribute`."""
+    """Predicted classes (B,) int64 of the soft attribute called `attribute`.
 
+    `label` gives the true classes of clear images (B,3,H,W) RGB in [-1,1]; None for an attribute that cannot be
+    measured on an image.
+    """
+
+    per_row = ("classes",)
     classes: Tensor
     attribute: str
+    label: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -122,6 +196,13 @@ class Inference(Result):
         if tuple(self.classes.shape) != (rows,) or self.classes.dtype != torch.int64:
             raise AttackError(f"classes {tuple(self.classes.shape)} {self.classes.dtype}; expected ({rows},) int64")
         return self
+
+    def metrics(self, context: MetricContext) -> list[Figure]:
+        """Balanced accuracy; none without true classes. Raises AttackError when all originals are of one class."""
+        if self.label is None:
+            return []
+        true = self.label(context.truth.originals)
+        return [attribute_accuracy(self.classes, true, self.attribute, context.truth)]
 
 
 def _check_rows(values: Tensor, expected: tuple[int, ...], what: str) -> None:
@@ -158,6 +239,8 @@ class Attack(ABC, Generic[Found]):
     """How many payloads of each image it is usually tried with."""
     finds_people: ClassVar[bool] = True
     """Whether it says whose face it is; only that counts towards the privacy score."""
+    profile_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Options that an audit sets by its profile's name; the class's defaults hold for profiles that are not here."""
 
     def __init__(self, options: AttackOptions | None = None) -> None:
         self.options = self.Options() if options is None else options
@@ -369,12 +452,17 @@ def attack_names() -> list[str]:
     return _ATTACKS.names()
 
 
+def attack_class(name: str) -> type[Attack[Any]]:
+    """The class registered under `name`; raises AttackError that lists the known names."""
+    return _ATTACKS.find(name)
+
+
 def create_attack(name: str, **options: Any) -> Attack[Any]:
     """Build an attack by name with its own options.
 
     Raises AttackError for an unknown attack or option, naming each refused option and the ones that exist.
     """
-    cls = _ATTACKS.find(name)
+    cls = attack_class(name)
     try:
         return cls(cls.Options.model_validate(options))
     except ValidationError as error:
@@ -407,6 +495,7 @@ __all__ = [
     "Result",
     "Sees",
     "ThreatModel",
+    "attack_class",
     "attack_names",
     "create_attack",
     "register",

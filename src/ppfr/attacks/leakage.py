@@ -13,20 +13,7 @@ from torch import Tensor
 
 from ppfr.attacks.attacker import Budget, Progress, PublicFaces, observe
 from ppfr.attacks.base import Attack, Recovery, Result
-from ppfr.attacks.inference.attributes import DARK_HAIR, dark_hair
-from ppfr.attacks.linkage.cross_matching import Unlinkability
-from ppfr.attacks.metrics import (
-    AttributeAccuracy,
-    Embedder,
-    Figure,
-    LinkIdentification,
-    PairLinkage,
-    PixelSimilarity,
-    ReIdentification,
-    Success,
-    Truth,
-    measure,
-)
+from ppfr.attacks.metrics import FaceEmbedder, Figure, MetricContext, Truth
 from ppfr.attacks.threat import ThreatModel
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
@@ -175,7 +162,7 @@ def try_attack(
     target: Method,
     faces: FaceSet,
     *,
-    judge: Embedder | None = None,
+    judge: FaceEmbedder | None = None,
     public: PublicFaces | FaceSet | Tensor | None = None,
     recogniser: Recogniser | None = None,
     threat: ThreatModel | None = None,
@@ -227,7 +214,7 @@ def measure_leakage(
     *,
     gallery: Tensor | None = None,
     gallery_people: npt.ArrayLike | None = None,
-    judge: Embedder | None = None,
+    judge: FaceEmbedder | None = None,
     seed: int = 0,
 ) -> Leakage:
     """Compare recovered images with the originals (B,3,H,W) RGB in [-1,1] of `people` (B,).
@@ -241,14 +228,9 @@ def measure_leakage(
 
 
 def leakage_of(
-    result: Result, truth: Truth, *, judge: Embedder | None = None, recogniser: Embedder | None = None
+    result: Result, truth: Truth, *, judge: FaceEmbedder | None = None, recogniser: FaceEmbedder | None = None
 ) -> Leakage:
     """All figures of a result: pixels, and who is identified by the judge or, for embeddings, by the attacker."""
-    successes: list[Success] = [PixelSimilarity(), Unlinkability(), AttributeAccuracy(DARK_HAIR, dark_hair)]
-    if judge is not None:
-        successes += [ReIdentification(judge), PairLinkage(judge)]
-    if recogniser is not None:
-        successes += [LinkIdentification(recogniser), PairLinkage(recogniser)]
     return Leakage(
         method=result.target,
         attack=result.attack,
@@ -256,7 +238,7 @@ def leakage_of(
         queries=len(result),
         people=len(np.unique(truth.people)),
         judge=None if judge is None else judge.name,
-        figures=measure(result, truth, successes),
+        figures=result.measure(MetricContext(truth, judge, recogniser)),
         seconds=result.seconds,
     )
 

@@ -1,9 +1,8 @@
-"""What an attack's success is: measures that can be combined, each between chance and the ceiling of clear photos."""
+"""Metrics of attack results: identification, pair verification, image similarity and attribute accuracy."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ppfr.attacks.base import Inference, Linkage, Recovery, Result
 from ppfr.evaluation.metrics.identification import Identification, identification
 from ppfr.evaluation.metrics.similarity import psnr, ssim
 from ppfr.evaluation.metrics.statistics import (
@@ -33,8 +31,8 @@ PSNR_CEILING = 60.0
 _FOLDS = 10
 
 
-class Embedder(Protocol):
-    """What measures need of a recogniser: see `ppfr.networks.Recogniser`."""
+class FaceEmbedder(Protocol):
+    """The part of `ppfr.networks.Recogniser` that metrics use."""
 
     name: str
     sha256: str
@@ -46,19 +44,22 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True)
 class Figure:
-    """One measure of an attack's success, the higher the more leaks.
+    """One metric of an attack's result; higher values mean that more leaks.
 
-    `interval` is a 95 % bootstrap over people. `ceiling` is the same measure of the clear images, `chance` of results
-    that know nothing of them. `by` names the recogniser that judged, if one did.
+    `title` is its name in reports. Only a metric that `counts` is the leak of its attack; the others stand beside it.
+    `interval` is a 95 % bootstrap over people. `ceiling` is the same metric of the clear images and `chance` that of
+    results which are independent of them. `by` names the recogniser that compared, if one did.
     """
 
     name: str
+    title: str
     value: float
     interval: Interval
     chance: float
     ceiling: float | None = None
     ceiling_interval: Interval | None = None
     by: str = ""
+    counts: bool = False
 
     @property
     def leak(self) -> float | None:
@@ -75,7 +76,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Truth:
-    """What only the evaluator has: the images (B,3,H,W) RGB in [-1,1] behind the payloads, and whose they are (B,).
+    """What only the evaluator has: the images (B,3,H,W) RGB in [-1,1] behind the payloads, and their identities (B,).
 
     `gallery` (G,3,H,W) are OTHER clear photos of the same people, `gallery_people` (G,) whose. Intervals and draws of
     pairs follow from `seed`. Raises AttackError for numbers that do not belong together.
@@ -100,7 +101,7 @@ class Truth:
             raise AttackError("a judge needs `gallery` and `gallery_people`: other clear photos of the same people")
         return self.gallery, self.gallery_people
 
-    def embeddings(self, recogniser: Embedder) -> tuple[Floats, Floats]:
+    def embeddings(self, recogniser: FaceEmbedder) -> tuple[Floats, Floats]:
         """Embeddings (B,D) of the originals and (G,D) of the gallery, computed once for each recogniser."""
         if recogniser not in self._embedded:
             gallery, _ = self.other_photos()
@@ -108,51 +109,39 @@ class Truth:
         return self._embedded[recogniser]
 
 
-def _embed(recogniser: Embedder, images: Tensor) -> Floats:
+@dataclass(frozen=True)
+class MetricContext:
+    """What a result is measured against: the truth, and the recognisers that compare faces.
+
+    `judge` is a recogniser that neither the method nor the attack was trained with; without one nobody is identified in
+    recovered images. `recogniser` is the attacker's own, which produced linked embeddings.
+    """
+
+    truth: Truth
+    judge: FaceEmbedder | None = None
+    recogniser: FaceEmbedder | None = None
+
+
+def _embed(recogniser: FaceEmbedder, images: Tensor) -> Floats:
     found: Floats = recogniser.embed(images).double().cpu().numpy()
     return found
 
 
-class Success(ABC):
-    """A measure of what an attack got; combine several with `measure`."""
+def image_similarity(images: Tensor, truth: Truth) -> list[Figure]:
+    """SSIM and PSNR (dB, at most 60) of recovered images (B,3,H,W) in [0,1].
 
-    @abstractmethod
-    def applies(self, result: Result) -> bool:
-        """Whether this measure is about such a result."""
-
-    @abstractmethod
-    def figures(self, result: Any, truth: Truth) -> list[Figure]:
-        """The measure's figures for a result that it applies to."""
-
-
-def measure(result: Result, truth: Truth, successes: Iterable[Success]) -> dict[str, Figure]:
-    """Figures by name, of those measures that apply to a result.
-
-    Raises AttackError for another number of originals than results, and for a judge that the attack itself used.
+    Chance is the similarity of another person's photo.
     """
-    if len(result) != len(truth.people):
-        raise AttackError(f"{len(truth.people)} originals for {len(result)} results; expected one each")
-    found = [figure for success in successes if success.applies(result) for figure in success.figures(result, truth)]
-    return {figure.name: figure for figure in found}
+    clear = (truth.originals.float() / 2 + 0.5).clamp(0, 1)
+    others = clear[_someone_else(truth)]
 
+    def figure(name: str, compare: Callable[[Tensor, Tensor], Tensor], ceiling: float | None) -> Figure:
+        values = compare(images.to(clear), clear).double().clamp_max(PSNR_CEILING).cpu().numpy()
+        chance = float(compare(others, clear).double().clamp_max(PSNR_CEILING).mean())
+        interval = bootstrap_mean(values, truth.people, seed=truth.seed)
+        return Figure(name, name.upper(), float(values.mean()), interval, chance, ceiling)
 
-class PixelSimilarity(Success):
-    """SSIM and PSNR (dB, at most 60) of recovered images; chance is what the photo of another person gives."""
-
-    def applies(self, result: Result) -> bool:
-        return isinstance(result, Recovery)
-
-    def figures(self, result: Recovery, truth: Truth) -> list[Figure]:
-        clear = (truth.originals.float() / 2 + 0.5).clamp(0, 1)
-        others = clear[_someone_else(truth)]
-
-        def figure(name: str, compare: Callable[[Tensor, Tensor], Tensor], ceiling: float | None) -> Figure:
-            values = compare(result.images.to(clear), clear).double().clamp_max(PSNR_CEILING).cpu().numpy()
-            chance = float(compare(others, clear).double().clamp_max(PSNR_CEILING).mean())
-            interval = bootstrap_mean(values, truth.people, seed=truth.seed)
-            return Figure(name, float(values.mean()), interval, chance, ceiling)
-
-        return [figure("ssim", ssim, 1.0), figure("psnr", psnr, None)]
+    return [figure("ssim", ssim, 1.0), figure("psnr", psnr, None)]
 
 
 def _someone_else(truth: Truth) -> npt.NDArray[np.intp]:
@@ -165,45 +154,18 @@ def _someone_else(truth: Truth) -> npt.NDArray[np.intp]:
     return other
 
 
-class ReIdentification(Success):
-    """Whose face is in a recovered image? Searched in other clear photos, by a judge that the attack never met."""
-
-    def __init__(self, judge: Embedder) -> None:
-        self.judge = judge
-
-    def applies(self, result: Result) -> bool:
-        return isinstance(result, Recovery)
-
-    def figures(self, result: Recovery, truth: Truth) -> list[Figure]:
-        refuse_own_judge(result, self.judge)
-        clear, _ = truth.embeddings(self.judge)
-        return _search(_embed(self.judge, result.images * 2 - 1), clear, self.judge, truth)
+def re_identification(images: Tensor, judge: FaceEmbedder, truth: Truth) -> list[Figure]:
+    """Identification and pair verification of the faces in recovered images (B,3,H,W) in [0,1], by the judge."""
+    return linkage(_embed(judge, images * 2 - 1), judge, truth)
 
 
-class LinkIdentification(Success):
-    """Whose payload is it? Linked embeddings searched in other clear photos, by the attacker's own recogniser."""
-
-    def __init__(self, recogniser: Embedder) -> None:
-        self.recogniser = recogniser
-
-    def applies(self, result: Result) -> bool:
-        return isinstance(result, Linkage) and result.recogniser == self.recogniser.sha256
-
-    def figures(self, result: Linkage, truth: Truth) -> list[Figure]:
-        clear, _ = truth.embeddings(self.recogniser)
-        return _search(result.embeddings.double().cpu().numpy(), clear, self.recogniser, truth)
+def linkage(probes: Floats, recogniser: FaceEmbedder, truth: Truth) -> list[Figure]:
+    """Identification and pair verification of embeddings (B,D) against other clear photos, by one recogniser."""
+    clear, _ = truth.embeddings(recogniser)
+    return [*_search(probes, clear, recogniser, truth), _pair_linkage(probes, clear, recogniser, truth)]
 
 
-def refuse_own_judge(result: Result, judge: Embedder) -> None:
-    """Raise AttackError when the judge is the recogniser that the attack itself used."""
-    if result.recogniser and result.recogniser == judge.sha256:
-        raise AttackError(
-            f"{judge.name} is the attacker's own recogniser in {result.attack}; a judge must be one that neither the "
-            "method nor the attack was trained with"
-        )
-
-
-def _search(probes: Floats, clear: Floats, recogniser: Embedder, truth: Truth) -> list[Figure]:
+def _search(probes: Floats, clear: Floats, recogniser: FaceEmbedder, truth: Truth) -> list[Figure]:
     _, known = truth.embeddings(recogniser)
     _, owners = truth.other_photos()
     got, most = (
@@ -211,63 +173,56 @@ def _search(probes: Floats, clear: Floats, recogniser: Embedder, truth: Truth) -
         for embedded in (probes, clear)
     )
     rank1 = Figure(
-        "rank1", got.rank1, got.rank_interval[1], got.chance[1], most.rank1, most.rank_interval[1], recogniser.name
+        "rank1",
+        f"people found first among {len(np.unique(owners))}",
+        got.rank1,
+        got.rank_interval[1],
+        got.chance[1],
+        most.rank1,
+        most.rank_interval[1],
+        recogniser.name,
+        counts=True,
     )
     return [rank1, *(figure for far in FARS if (figure := _tar(far, got, most, recogniser)) is not None)]
 
 
-def _tar(far: float, got: Identification, most: Identification, recogniser: Embedder) -> Figure | None:
+def _tar(far: float, got: Identification, most: Identification, recogniser: FaceEmbedder) -> Figure | None:
     value, interval = got.tar[far], got.tar_interval[far]
     if value is None or interval is None:
         return None
-    return Figure(f"tar@{far:g}", value, interval, far, most.tar[far], most.tar_interval[far], recogniser.name)
+    title = f"TAR at FAR {far * 100:g} %"
+    return Figure(f"tar@{far:g}", title, value, interval, far, most.tar[far], most.tar_interval[far], recogniser.name)
 
 
-class PairLinkage(Success):
-    """Are a payload and a clear photo of one person? Accuracy over ten folds of as many pairs that are as are not.
+def _pair_linkage(probes: Floats, clear: Floats, recogniser: FaceEmbedder, truth: Truth) -> Figure:
+    """Ten-fold accuracy of pairs of a result and a clear photo, as many genuine as impostor ones.
 
-    A linked embedding is compared with the photo's by the attacker's recogniser, a recovered image by the judge. The
-    ceiling is the recogniser's own accuracy on the same pairs, with the clear image in the payload's place.
+    The ceiling is the recogniser's own accuracy on the same pairs, with the clear image in place of the result.
     """
-
-    def __init__(self, recogniser: Embedder) -> None:
-        self.recogniser = recogniser
-
-    def applies(self, result: Result) -> bool:
-        own = result.recogniser == self.recogniser.sha256
-        return (isinstance(result, Linkage) and own) or (isinstance(result, Recovery) and not own)
-
-    def figures(self, result: Linkage | Recovery, truth: Truth) -> list[Figure]:
-        clear, known = truth.embeddings(self.recogniser)
-        _, owners = truth.other_photos()
-        probes = (
-            result.embeddings.double().cpu().numpy()
-            if isinstance(result, Linkage)
-            else _embed(self.recogniser, result.images * 2 - 1)
+    _, known = truth.embeddings(recogniser)
+    _, owners = truth.other_photos()
+    first, second, same = draw_linkage_pairs(truth.people, owners, truth.seed)
+    got, most = (
+        verification(
+            embedded[first],
+            known[second],
+            same,
+            folds=min(_FOLDS, len(same)),
+            groups=(truth.people[first], owners[second]),
+            seed=truth.seed,
         )
-        first, second, same = draw_linkage_pairs(truth.people, owners, truth.seed)
-        got, most = (
-            verification(
-                embedded[first],
-                known[second],
-                same,
-                folds=min(_FOLDS, len(same)),
-                groups=(truth.people[first], owners[second]),
-                seed=truth.seed,
-            )
-            for embedded in (probes, clear)
-        )
-        return [
-            Figure(
-                "pair_accuracy",
-                got.accuracy,
-                _accuracy_interval(got),
-                0.5,
-                most.accuracy,
-                _accuracy_interval(most),
-                self.recogniser.name,
-            )
-        ]
+        for embedded in (probes, clear)
+    )
+    return Figure(
+        "pair_accuracy",
+        "pair accuracy",
+        got.accuracy,
+        _accuracy_interval(got),
+        0.5,
+        most.accuracy,
+        _accuracy_interval(most),
+        recogniser.name,
+    )
 
 
 def _accuracy_interval(figures: Verification) -> Interval:
@@ -296,47 +251,37 @@ def draw_linkage_pairs(
     return np.array(first, np.intp), np.array(second, np.intp), np.array(same)
 
 
-class AttributeAccuracy(Success):
-    """How often a soft attribute was read off rightly, every class counting alike (balanced accuracy).
+def attribute_accuracy(predicted: Tensor, true: Tensor, attribute: str, truth: Truth) -> Figure:
+    """Balanced accuracy of predicted classes (B,) against the true ones (B,) int64; chance is 1 / classes.
 
-    `label` gives the true classes (B,) int64 of clear images (B,3,H,W) RGB in [-1,1], so that the ceiling is 1. Chance
-    is 1 / classes. Raises AttackError when all images are of one class.
+    Raises AttackError when all images are of one class.
     """
-
-    def __init__(self, attribute: str, label: Callable[[Tensor], Tensor]) -> None:
-        self.attribute, self.label = attribute, label
-
-    def applies(self, result: Result) -> bool:
-        return isinstance(result, Inference) and result.attribute == self.attribute
-
-    def figures(self, result: Inference, truth: Truth) -> list[Figure]:
-        true = self.label(truth.originals).cpu().numpy()
-        classes, own = np.unique(true, return_inverse=True)
-        if len(classes) < 2:
-            raise AttackError(f"all {len(true)} images are of class {true[0]} of {self.attribute!r}; expected several")
-        hits = (result.classes.cpu().numpy() == true).astype(np.float64)
-        index, units = group_index(truth.people)
-        right, shown = (np.zeros((units, len(classes))) for _ in range(2))
-        np.add.at(right, (index, own), hits)
-        np.add.at(shown, (index, own), 1)
-        drawn = draw_counts(units, REPLICATES, np.random.default_rng(truth.seed))
-        value = float((right.sum(0) / shown.sum(0)).mean())
-        with np.errstate(invalid="ignore"):
-            interval = rate_interval(value, ((drawn @ right) / (drawn @ shown)).mean(1), units)
-        return [Figure("attribute_accuracy", value, interval, 1 / len(classes), 1.0)]
+    known = true.cpu().numpy()
+    classes, own = np.unique(known, return_inverse=True)
+    if len(classes) < 2:
+        raise AttackError(f"all {len(known)} images are of class {known[0]} of {attribute!r}; expected several")
+    hits = (predicted.cpu().numpy() == known).astype(np.float64)
+    index, units = group_index(truth.people)
+    right, shown = (np.zeros((units, len(classes))) for _ in range(2))
+    np.add.at(right, (index, own), hits)
+    np.add.at(shown, (index, own), 1)
+    drawn = draw_counts(units, REPLICATES, np.random.default_rng(truth.seed))
+    value = float((right.sum(0) / shown.sum(0)).mean())
+    with np.errstate(invalid="ignore"):
+        interval = rate_interval(value, ((drawn @ right) / (drawn @ shown)).mean(1), units)
+    return Figure(
+        "attribute_accuracy", f"balanced accuracy of {attribute}", value, interval, 1 / len(classes), 1.0, counts=True
+    )
 
 
 __all__ = [
-    "AttributeAccuracy",
-    "Embedder",
+    "FaceEmbedder",
     "Figure",
-    "LinkIdentification",
-    "PairLinkage",
-    "PixelSimilarity",
-    "ReIdentification",
-    "Success",
+    "MetricContext",
     "Truth",
+    "attribute_accuracy",
     "draw_linkage_pairs",
-    "measure",
-    "refuse_own_judge",
+    "image_similarity",
+    "linkage",
+    "re_identification",
 ]

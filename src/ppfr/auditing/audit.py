@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ppfr.attacks import metrics as success
+from ppfr.attacks import metrics
 from ppfr.attacks.attacker import PublicFaces, held, stored_templates
-from ppfr.attacks.base import Attack, Inference, Linkage, PreparedAttack, Recovery, Result, attack_names, create_attack
-from ppfr.attacks.inference.attributes import DARK_HAIR, dark_hair
-from ppfr.attacks.linkage.cross_matching import CrossMatch, Unlinkability
-from ppfr.attacks.metrics import Success, Truth
+from ppfr.attacks.base import Attack, PreparedAttack, Recovery, Result, attack_class, attack_names, create_attack
+from ppfr.attacks.metrics import MetricContext, Truth
 from ppfr.attacks.threat import Sees, ThreatModel
 from ppfr.auditing.card import (
     Attacker,
@@ -56,22 +54,8 @@ from ppfr.util.files import sha256_file
 from ppfr.util.memory import release_memory
 from ppfr.util.progress import progress_callback
 
-# the figure of a result that says how much leaks, the first of these that it has
-_LEAKS = {
-    "rank1": "people found first among {people}",
-    "attribute_accuracy": "attribute read off rightly, classes counting alike",
-    "d_sys": "linkability D_sys of templates across deployments",
-}
-_TITLES = {
-    "ssim": "SSIM",
-    "psnr": "PSNR",
-    "tar@0.01": "TAR at FAR 1 %",
-    "tar@0.001": "TAR at FAR 0.1 %",
-    "pair_accuracy": "pair accuracy",
-}
 # bytes of payloads that are attacked at once
 _MOST_BYTES = 200_000_000
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -122,7 +106,7 @@ def audit(
     thorough = find_profile(profile)
     chosen = attack_names() if with_attacks is None else with_attacks
     ready = [
-        create_attack(attack, **thorough.options.get(attack, {})) if isinstance(attack, str) else attack
+        create_attack(attack, **thorough.options(attack_class(attack))) if isinstance(attack, str) else attack
         for attack in chosen
     ]
     size = method.input_size[0]
@@ -198,7 +182,7 @@ class _Outcome:
     """What an attack got of one target."""
 
     result: Result
-    figures: Mapping[str, success.Figure]
+    figures: Mapping[str, metrics.Figure]
     scene: _Scene
 
 
@@ -240,7 +224,7 @@ class _AuditRun:
             teacher=teacher,
             profile=self.profile.name,
             seed=self.seed,
-            cut=self.profile.cut(),
+            cut=self.profile.cut(ready),
             accuracy=accuracy,
             findings=findings,
             privacy=None if worst is None or worst.result is None else worst.result.privacy,
@@ -284,11 +268,7 @@ class _AuditRun:
             finds_people=attack.finds_people,
             result=result,
             control=control,
-            further={
-                _TITLES.get(name, name): _beside(figure)
-                for name, figure in outcome.figures.items()
-                if name not in _LEAKS
-            },
+            further={figure.title: _beside(figure) for figure in outcome.figures.values() if not figure.counts},
             options=options,
             notes=dict(outcome.result.notes),
         )
@@ -333,7 +313,7 @@ class _AuditRun:
             )
             release_memory()
             result = self._in_portions(prepared, target, scene)
-        outcome = _Outcome(result, success.measure(result, scene.truth, self._successes(result)), scene)
+        outcome = _Outcome(result, result.measure(self._context(scene)), scene)
         release_memory()
         return outcome
 
@@ -347,7 +327,8 @@ class _AuditRun:
             payloads = [self._sent(target, scene, view, rows, prepared.attacker.threat.sees) for view in range(views)]
             found.append(prepared(payloads))
             del payloads
-        return _joined(found)
+        joined: Result = found[0].join(found[1:])
+        return joined
 
     def _sent(self, target: Method, scene: _Scene, view: int, rows: Sequence[int], sees: Sees) -> Payload:
         """What the attacker sees of some rows; each view of each image has random draws of its own."""
@@ -387,26 +368,16 @@ class _AuditRun:
         return to_tensor(self.test.images(rows)).to(self.device)
 
     # --- measures -----------------------------------------------------------------------------------------------
-    def _successes(self, result: Result) -> list[Success]:
-        if isinstance(result, Recovery):
-            return [
-                success.ReIdentification(self.judge),
-                success.PairLinkage(self.judge),
-                success.PixelSimilarity(),
-            ]
-        if isinstance(result, Linkage) and self.recogniser is not None:
-            return [success.LinkIdentification(self.recogniser), success.PairLinkage(self.recogniser)]
-        return [Unlinkability(), success.AttributeAccuracy(DARK_HAIR, dark_hair)]
+    def _context(self, scene: _Scene) -> MetricContext:
+        return MetricContext(scene.truth, self.judge, self.recogniser)
 
     def _measured(self, outcome: _Outcome) -> Measured:
-        name = next((name for name in _LEAKS if name in outcome.figures), None)
-        if name is None:
+        figure = next((figure for figure in outcome.figures.values() if figure.counts), None)
+        if figure is None:
             raise AttackError(f"{outcome.result.attack} gave nothing that can be measured: {sorted(outcome.figures)}")
-        figure, people = outcome.figures[name], len(np.unique(outcome.scene.truth.people))
-        searched = len(np.unique(outcome.scene.truth.other_photos()[1]))
-        by = f", by {figure.by}" if figure.by else ""
+        people = len(np.unique(outcome.scene.truth.people))
         return measured(
-            _LEAKS[name].format(people=searched) + by,
+            figure.title + (f", by {figure.by}" if figure.by else ""),
             _figure(figure.value, figure.interval),
             _figure(1.0 if figure.ceiling is None else figure.ceiling, figure.ceiling_interval),
             figure.chance,
@@ -416,9 +387,9 @@ class _AuditRun:
     def _evidence(self, attack: Attack[Any], outcome: _Outcome) -> list[Evidence]:
         """The recovery that the judge finds most like its photo, and the median one."""
         result, scene = outcome.result, outcome.scene
-        if not isinstance(result, Recovery):
+        if result.pictures is None:
             return []
-        recovered, clear = (self.judge.embed(images) for images in (result.images * 2 - 1, scene.truth.originals))
+        recovered, clear = (self.judge.embed(images) for images in (result.pictures * 2 - 1, scene.truth.originals))
         cosines = torch.nn.functional.cosine_similarity(recovered.double(), clear.double()).cpu()
         order = cosines.argsort(descending=True, stable=True).tolist()
         rows = [order[0], order[(len(order) - 1) // 2]]
@@ -430,7 +401,7 @@ class _AuditRun:
                 sent=Payload.concatenate(
                     self._sent(self.method, scene, 0, [row], result.threat.sees).to("cpu") for row in rows
                 ),
-                recovered=result.images[rows].cpu(),
+                recovered=result.pictures[rows].cpu(),
                 likeness=tuple(float(cosines[row]) for row in rows),
             )
         ]
@@ -460,8 +431,7 @@ class _AuditRun:
         """Fail now rather than in every attack: a judge who only guesses cannot measure a leak."""
         scene = self._scene(Sees.PAYLOAD, self.profile.people)
         clear = Recovery((scene.truth.originals / 2 + 0.5).clamp(0, 1))
-        figures = success.measure(clear, scene.truth, [success.ReIdentification(self.judge)])
-        self._measured(_Outcome(clear, figures, scene))
+        self._measured(_Outcome(clear, clear.measure(self._context(scene)), scene))
 
     def _audited(self, model_sha256: str | None) -> Audited:
         info = self.method.info
@@ -506,39 +476,12 @@ def _stream(seed: int, view: int, row: int) -> int:
     return int(np.random.SeedSequence([seed, view, row]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _joined(found: Sequence[Result]) -> Result:
-    """The results of several portions as one."""
-    first = found[0]
-    if len(found) == 1:
-        return first
-    seconds = sum(part.seconds for part in found)
-    if isinstance(first, Recovery):
-        misfits = [part.misfit for part in found if isinstance(part, Recovery) and part.misfit is not None]
-        return replace(
-            first,
-            images=torch.cat([part.images for part in found if isinstance(part, Recovery)]),
-            hypotheses=tuple(name for part in found if isinstance(part, Recovery) for name in part.hypotheses),
-            misfit=torch.cat(misfits) if misfits else None,
-            seconds=seconds,
-        )
-    if isinstance(first, Linkage):
-        embeddings = torch.cat([part.embeddings for part in found if isinstance(part, Linkage)])
-        return replace(first, embeddings=embeddings, seconds=seconds)
-    if isinstance(first, CrossMatch):
-        templates = torch.cat([part.templates for part in found if isinstance(part, CrossMatch)])
-        return replace(first, templates=templates, seconds=seconds)
-    if isinstance(first, Inference):
-        classes = torch.cat([part.classes for part in found if isinstance(part, Inference)])
-        return replace(first, classes=classes, seconds=seconds)
-    raise AttackError(f"{first.attack} gave a {type(first).__name__}, which cannot be joined")
-
-
 def _figure(value: float, interval: Interval | None) -> Figure:
     low, high = (value, value) if interval is None else interval
     return Figure(value=value, low=low, high=high)
 
 
-def _beside(figure: success.Figure) -> Beside:
+def _beside(figure: metrics.Figure) -> Beside:
     low, high = figure.interval
     return Beside(value=figure.value, low=low, high=high, ceiling=figure.ceiling, chance=figure.chance)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ppfr.attacks.attacker import BUDGETS, Budget
+from ppfr.attacks.base import Attack
 from ppfr.util.errors import AttackError
 
 
@@ -16,8 +17,8 @@ class Profile:
 
     `people` are attacked and `control_people` stand for them where an attack proves itself (None: all); `photos` other
     photos of each person are searched. `views` payloads of an image or a person are seen by attackers who see several.
-    The method's own accuracy is measured on `accuracy_images` of each person (None: all). `options` are those of
-    attacks, by name.
+    The method's own accuracy is measured on `accuracy_images` of each person (None: all). An attack declares its own
+    options for a profile by name (`Attack.profile_options`).
     """
 
     name: str
@@ -26,15 +27,18 @@ class Profile:
     views: int
     accuracy_images: int | None
     photos: int = 3
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def budget(self) -> Budget:
         """What each attack may spend."""
         return BUDGETS[self.name]
 
-    def cut(self) -> list[str]:
-        """What this profile leaves out or makes smaller than the full one, in words."""
+    def options(self, attack: type[Attack[Any]]) -> Mapping[str, Any]:
+        """Options that this profile sets for an attack."""
+        return attack.profile_options.get(self.name, {})
+
+    def cut(self, attacks: Sequence[Attack[Any]] = ()) -> list[str]:
+        """Differences from the full profile that make an audit of these attacks cheaper, in words."""
         full = PROFILES["full"]
         if self == full:
             return []
@@ -49,12 +53,11 @@ class Profile:
             told.append(f"attacks prove themselves on at most {self.control_people} people")
         if self.accuracy_images is not None:
             told.append(f"the method's own accuracy is measured on {self.accuracy_images} images of each person")
-        for name, options in self.options.items():
-            told.append(f"{name}: {', '.join(f'{key} {value}' for key, value in options.items())}")
+        for attack in attacks:
+            if options := self.options(type(attack)):
+                told.append(f"{attack.name}: {', '.join(f'{key} {value}' for key, value in options.items())}")
         return told
 
-
-_FEWER_STEPS = {"steps": 10, "newton": 8, "iterations": 15}
 
 PROFILES = {
     profile.name: profile
@@ -65,7 +68,6 @@ PROFILES = {
             control_people=20,
             views=3,
             accuracy_images=6,
-            options={"linear-inversion": _FEWER_STEPS, "multi-query-union": _FEWER_STEPS},
         ),
         Profile("standard", people=None, control_people=40, views=6, accuracy_images=None),
         Profile("full", people=None, control_people=None, views=12, accuracy_images=None),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppfr.attacks.attacker import Attacker
 from ppfr.attacks.base import AttackOptions, Inference, InferenceAttack, register
-from ppfr.attacks.inference.attributes import DARK_HAIR, dark_hair
+from ppfr.attacks.inference.attributes import ATTRIBUTES, DARK_HAIR
 from ppfr.attacks.learned.features import Views, learn_front
 from ppfr.attacks.learned.ridge import fit_map
 from ppfr.attacks.learned.training_pairs import example_threat
@@ -27,7 +27,8 @@ class AttributeInferenceOptions(AttackOptions):
 
     attribute: str = Field(
         DARK_HAIR,
-        description=f"{DARK_HAIR!r}, which is measured on the photos, or a name among the public faces' labels",
+        description=f"{' or '.join(map(repr, ATTRIBUTES))}, measured on the photos, or a name among the labels of "
+        "the public faces",
     )
 
 
@@ -73,19 +74,20 @@ class AttributeInference(InferenceAttack):
         given = attacker.faces.labels if Has.FACES in attacker.threat.has else None
         if given is not None and name in given:
             return given[name].long()
-        if name != DARK_HAIR:
+        if name not in ATTRIBUTES:
             raise AttackError(
                 f"the public faces have no labels {name!r}, only {sorted(given or {})}; give some as "
-                f"PublicFaces(images, labels=...), or take {DARK_HAIR!r}, which needs none"
+                f"PublicFaces(images, labels=...), or take {' or '.join(map(repr, ATTRIBUTES))}, which needs none"
             )
-        return dark_hair(images)
+        return ATTRIBUTES[name](images)
 
     @torch.no_grad()
     def infer(self, attacker: Attacker, payload: Payload) -> Inference:
         one, mirrored = _features(self._front(payload))
         risen = (self._map(one) + self._map(mirrored)) / self._shares
         classes = self._classes.to(risen.device)[risen.argmax(1)]
-        return Inference(classes, self.options.attribute, notes={"learned from": str(self._front)})
+        name = self.options.attribute
+        return Inference(classes, name, ATTRIBUTES.get(name), notes={"learned from": str(self._front)})
 
 
 def _features(views: Views) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
-"""A soft attribute that can be measured on any aligned face, so that no labels made by hand are needed."""
+"""Soft attributes that can be measured on any aligned face, without labels made by hand."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -44,4 +45,7 @@ def _span(share: tuple[float, float], length: int) -> slice:
     return slice(first, max(first + 1, math.ceil(share[1] * length)))
 
 
-__all__ = ["DARK_HAIR", "dark_hair", "hair_brightness"]
+ATTRIBUTES: Mapping[str, Callable[[Tensor], Tensor]] = {DARK_HAIR: dark_hair}
+"""Attributes that can be measured on clear images (B,3,H,W) RGB in [-1,1], as classes (B,) int64."""
+
+__all__ = ["ATTRIBUTES", "DARK_HAIR", "dark_hair", "hair_brightness"]

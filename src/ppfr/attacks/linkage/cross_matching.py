@@ -12,7 +12,7 @@ from torch import Tensor
 from ppfr.attacks.attacker import Attacker, Deployments
 from ppfr.attacks.base import Attack, Result, register
 from ppfr.attacks.learned.ridge import fit_map, unit
-from ppfr.attacks.metrics import Figure, Success, Truth
+from ppfr.attacks.metrics import Figure, MetricContext, Truth
 from ppfr.attacks.threat import Has, Sees, ThreatModel
 from ppfr.evaluation.metrics.statistics import Floats, Interval
 from ppfr.evaluation.metrics.unlinkability import chance_d_sys, d_sys, d_sys_interval
@@ -25,6 +25,7 @@ from ppfr.util.errors import AttackError
 class CrossMatch(Result):
     """Templates of the first deployment as they would look in the second one: (B,D), to compare with its own."""
 
+    per_row = ("templates",)
     templates: Tensor
     deployments: Deployments = field(repr=False)
 
@@ -36,6 +37,9 @@ class CrossMatch(Result):
         if tuple(self.templates.shape) != expected or not bool(torch.isfinite(self.templates).all()):
             raise AttackError(f"templates {tuple(self.templates.shape)}; expected {expected}, all finite")
         return replace(self, templates=self.templates.detach())
+
+    def metrics(self, context: MetricContext) -> list[Figure]:
+        return [unlinkability(self, context.truth)]
 
 
 @register
@@ -73,38 +77,32 @@ class CrossMatching(Attack[CrossMatch]):
         return CrossMatch(templates, self._deployments, notes={"matching": self._how})
 
 
-class Unlinkability(Success):
+def unlinkability(result: CrossMatch, truth: Truth) -> Figure:
     """D_sys of the cosines between cross-matched templates and those of other photos in the second deployment.
 
-    The ceiling is D_sys within the first deployment: what can be linked when no secret differs. Chance is D_sys of
-    as many pairs of different people.
+    The ceiling is D_sys within the first deployment, where no secret differs; chance is D_sys of as many impostor
+    pairs. Raises AttackError where templates of one person are not alike within one deployment.
     """
+    gallery, owners = truth.other_photos()
+    known = np.isin(owners, truth.people)
+    photos, owners = gallery[torch.from_numpy(np.flatnonzero(known))], owners[known]
+    generator = torch.Generator(photos.device).manual_seed(truth.seed)
+    enrol = result.deployments.enrol
+    there = enrol(photos, generator, second=True)
+    within = enrol(truth.originals, generator, second=False), enrol(photos, generator, second=False)
+    first, second = (grid.ravel() for grid in np.broadcast_arrays(truth.people[:, None], owners))
+    scores, most = _cosines(result.templates, there), _cosines(*within)
+    same = first == second
 
-    def applies(self, result: Result) -> bool:
-        return isinstance(result, CrossMatch)
+    def measured(values: Floats) -> tuple[float, Interval]:
+        interval = d_sys_interval(values, same, (first, second), seed=truth.seed)
+        return d_sys(values[same], values[~same]), interval
 
-    def figures(self, result: CrossMatch, truth: Truth) -> list[Figure]:
-        gallery, owners = truth.other_photos()
-        known = np.isin(owners, truth.people)
-        photos, owners = gallery[torch.from_numpy(np.flatnonzero(known))], owners[known]
-        generator = torch.Generator(photos.device).manual_seed(truth.seed)
-        enrol = result.deployments.enrol
-        there = enrol(photos, generator, second=True)
-        within = enrol(truth.originals, generator, second=False), enrol(photos, generator, second=False)
-        first, second = (grid.ravel() for grid in np.broadcast_arrays(truth.people[:, None], owners))
-        scores, most = _cosines(result.templates, there), _cosines(*within)
-        same = first == second
-
-        def measured(values: Floats) -> tuple[float, Interval]:
-            interval = d_sys_interval(values, same, (first, second), seed=truth.seed)
-            return d_sys(values[same], values[~same]), interval
-
-        chance = chance_d_sys(most, (first, second), seed=truth.seed)
-        if d_sys(most[same], most[~same]) <= chance:
-            raise AttackError(
-                "templates of one person are not alike even within one deployment: there is nothing to link"
-            )
-        return [Figure("d_sys", *measured(scores), chance, *measured(most))]
+    chance = chance_d_sys(most, (first, second), seed=truth.seed)
+    if d_sys(most[same], most[~same]) <= chance:
+        raise AttackError("templates of one person are not alike even within one deployment: there is nothing to link")
+    title = "linkability D_sys of templates across deployments"
+    return Figure("d_sys", title, *measured(scores), chance, *measured(most), counts=True)
 
 
 def _cosines(left: Tensor, right: Tensor) -> Floats:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -52,6 +52,7 @@ class LinearInversion(RecoveryAttack):
     name = "linear-inversion"
     title = "Linear inversion"
     Options = LinearInversionOptions
+    profile_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {"fast": {"steps": 10, "newton": 8, "iterations": 15}}
     options: LinearInversionOptions
 
     def needs(self, target: MethodInfo, holds: frozenset[Has]) -> ThreatModel:
