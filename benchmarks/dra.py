@@ -16,6 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ def straightforward(network: Backbone, hvi: Tensor, start: Tensor, iterations: i
         embedding = network(torch.cat([nothing, leaf, nothing], dim=1))
         loss = F.mse_loss(embedding, target, reduction="none").mean(1)
         network.zero_grad()
-        loss.sum().backward(retain_graph=True)
+        torch.autograd.backward(loss.sum(), retain_graph=True)
+        assert leaf.grad is not None
         gradient = leaf.grad.numpy()
         gradient = gradient / np.abs(gradient).mean(axis=(1, 2, 3), keepdims=True)
         momentum = MOMENTUM * momentum + gradient
@@ -81,7 +83,7 @@ def main() -> None:
     images = 2 * torch.rand(arguments.batch, 3, height, width, generator=generator) - 1
     start = torch.randn(arguments.batch, 1, height, width, generator=generator)
     hvi = remove_frequencies(images, raw_range=True)
-    contestants = {
+    contestants: dict[str, Callable[[int], np.ndarray]] = {
         "plain": lambda n: straightforward(network, hvi, start, n, detached=False),
         "detached": lambda n: straightforward(network, hvi, start, n, detached=True),
         "ppfr": lambda n: ours(network, hvi, start, n),
@@ -90,7 +92,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(arguments.rounds):
         for name, function in contestants.items():
-            times[name].append(seconds(lambda function=function: function(arguments.iterations)))
+            times[name].append(seconds(partial(function, arguments.iterations)))
     base = statistics.median(times["ppfr"])
     each = 1e3 / arguments.iterations / arguments.batch
     print(f"\n{'':10} {'ms an image and iteration':>26} {'times ppfr':>11}  mean difference after {CHECKED} updates")

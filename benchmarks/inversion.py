@@ -41,7 +41,8 @@ def coarsened(payload: Payload, bits: int) -> Payload:
 def rounded(tensor: Tensor, bits: int) -> Tensor:
     low, high = tensor.amin((2, 3), keepdim=True), tensor.amax((2, 3), keepdim=True)
     step = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
-    return ((tensor - low) / step).round() * step + low
+    coarse: Tensor = ((tensor - low) / step).round() * step + low
+    return coarse
 
 
 def payloads(method: Method, images: Tensor, seed: int) -> dict[str, Payload]:

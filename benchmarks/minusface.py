@@ -20,7 +20,7 @@ from torch import Tensor
 
 import ppfr
 from dct import ALL, straightforward, straightforward_inverse
-from ppfr.methods.minusface import CHANNELS
+from ppfr.methods.minusface import CHANNELS, ResidueClient
 from ppfr.transforms.shuffle import draw_permutations
 from ppfr.util.memory import tune_memory
 
@@ -30,6 +30,7 @@ def contestants(width: float, batch: int) -> tuple[Callable[[], Tensor], Callabl
     method = ppfr.create("minusface", "mobilefacenet", generator_width=width)
     images = 2 * torch.rand(batch, 3, 112, 112, generator=torch.Generator().manual_seed(0)) - 1
     client = method.client
+    assert isinstance(client, ResidueClient)
     client.calibrate(images)
 
     def ours() -> Tensor:
@@ -41,7 +42,7 @@ def contestants(width: float, batch: int) -> tuple[Callable[[], Tensor], Callabl
         made = client.generator(client.scale(coefficients)) / client.scale.scale[:, None, None]
         residue = coefficients - made
         shuffled = torch.stack([image[order] for image, order in zip(residue, orders, strict=True)])
-        return straightforward_inverse(shuffled.unflatten(1, (3, 64)))
+        return straightforward_inverse(shuffled.reshape(batch, 3, 64, *shuffled.shape[2:]))
 
     return ours, plain
 

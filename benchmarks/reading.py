@@ -56,7 +56,9 @@ class PlainReader:
             data = (unpack_image if self.records.path.suffix == ".rec" else unpack_record)(record).image
         else:
             data = self.records.data(row)
-        return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        assert image is not None
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def make_crops(folder: Path, people: int = 50, images: int = 30) -> Path:
@@ -181,7 +183,7 @@ def memory() -> dict[str, int]:
 
 def open_large(path: Path) -> None:
     """In a process of its own: core seconds and memory of opening a set and beginning an epoch."""
-    figures = {f"{kind} before": value for kind, value in memory().items()}
+    figures: dict[str, float] = {f"{kind} before": value for kind, value in memory().items()}
     began = time.process_time()
     faces = open_faces(path)
     figures["opened"] = time.process_time() - began

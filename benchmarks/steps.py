@@ -15,7 +15,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -26,23 +27,25 @@ from dct import ALL, straightforward, straightforward_inverse
 from ppfr.methods import Method, Stage, minusface, proface_c
 from ppfr.networks.prelu import PReLU
 from ppfr.training.distillation import Distillation
+from ppfr.transforms.blur import BlurRange, obfuscate
 from ppfr.util.memory import tune_memory
 
 # images that calibrate a stage, so that every kind of payload is seen
 _SAMPLE = 144
+OPTIONS: dict[str, dict[str, Any]] = {"minusface": {"generator_width": 0.25}}
 
 
 @contextmanager
 def plainly() -> Iterator[None]:
     """Everything that ppfr does in its own way, done straightforwardly."""
 
-    def blur(images: Tensor, kind: str, generator: torch.Generator, strength: object) -> Tensor:
-        return torch.cat([proface_c_obfuscate(image[None], kind, generator, strength) for image in images])
+    def blur(images: Tensor, kind: str, generator: torch.Generator, strength: BlurRange) -> Tensor:
+        return torch.cat([obfuscate(image[None], kind, generator, strength) for image in images])
 
     def generate(client: minusface.ResidueClient, coefficients: Tensor) -> Tensor:
-        return client.generator(client.scale(coefficients)) / client.scale.scale[:, None, None]
+        made: Tensor = client.generator(client.scale(coefficients)) / client.scale.scale[:, None, None]
+        return made
 
-    proface_c_obfuscate = proface_c.obfuscate
     with (
         patch.object(PReLU, "forward", nn.PReLU.forward),
         patch.object(minusface, "all_channels", lambda images: straightforward(images, ALL).flatten(1, 2)),
@@ -66,7 +69,7 @@ def step(method: Method, stage: Stage, parts: nn.Module, optimizer: torch.optim.
 
 
 def contestant(name: str, index: int, images: Tensor) -> tuple[str, Method, Stage, nn.Module, torch.optim.Optimizer]:
-    method = ppfr.create(name, "mobilefacenet", **({"generator_width": 0.25} if name == "minusface" else {}))
+    method = ppfr.create(name, "mobilefacenet", **OPTIONS.get(name, {}))
     stages = method.stages()
     sample = images.repeat(-(-_SAMPLE // len(images)), 1, 1, 1)
     for stage in stages[: index + 1]:
@@ -102,11 +105,12 @@ def main() -> None:
             both = [contestant(name, index, images) for _ in range(2)]
             times: tuple[list[float], list[float]] = ([], [])
             for _ in range(arguments.rounds + 1):
-                for which, ways in enumerate((plainly(), nullcontext())):
-                    _, *rest = both[which]
+                contexts: tuple[AbstractContextManager[None], ...] = (plainly(), nullcontext())
+                for which, ways in enumerate(contexts):
+                    _, trained, part, losses, optimizer = both[which]
                     with ways:
                         started = time.process_time()
-                        step(*rest, images)
+                        step(trained, part, losses, optimizer, images)
                         times[which].append(1e3 * (time.process_time() - started))
             plain, ours = (statistics.median(kept[1:]) for kept in times)
             print(f"{name:12} {stage.name:12} {plain:9.0f} {ours:9.0f} {plain / ours:6.2f}", flush=True)
