@@ -19,8 +19,8 @@ from pathlib import Path
 
 import httpx
 
-from ppfr.serving.deployment.check import check_gallery
 from ppfr.serving.gallery.gallery import Gallery
+from ppfr.serving.search.check import check_gallery
 from ppfr.util.progress import track
 from serverprocess import Server, messages, tiny_deployment
 

@@ -19,7 +19,7 @@ from ppfr.methods import BackboneSpec, Payload, create
 from ppfr.util.errors import PayloadError
 from ppfr.util.progress import track
 
-CODINGS = ("float32", "float16", "int8", "planes:0.05")
+CODINGS = ("float32", "float16", "int8", "dct:0.05")
 
 
 def mutate(data: bytes, generator: np.random.Generator) -> bytes:

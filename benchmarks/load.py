@@ -32,7 +32,7 @@ def enrol(server: Server, deployment: Path, count: int) -> None:
     gallery = Gallery(server.gallery, server.keyring, contract.id, contract.embedding_size)
     generator = torch.Generator().manual_seed(1)
     for number in track(range(count), "enrolling"):
-        gallery.enrol(f"s{number // _SUBJECTS_EACH}", torch.randn(contract.embedding_size, generator=generator))
+        gallery.faces.enrol(f"s{number // _SUBJECTS_EACH}", torch.randn(contract.embedding_size, generator=generator))
     gallery.close()
 
 

@@ -17,14 +17,15 @@ import torch
 from ppfr.methods import BackboneSpec, create
 from ppfr.serving.contract import Contract
 from ppfr.serving.deployment.export import export_method
-from ppfr.serving.gallery.gallery import Gallery, Role
+from ppfr.serving.gallery.api_keys import Role
+from ppfr.serving.gallery.gallery import Gallery
 from ppfr.serving.runtime.protector import Protector
 from ppfr.util.keyring import Keyring
 
 
 def tiny_deployment(folder: Path) -> Path:
     """A PartialFace whose network takes a millisecond: what is measured is all that lies around it."""
-    export_method(create("partialface", BackboneSpec("ir18", 16, 0.125, (32, 32))), folder, coding="planes:0.02")
+    export_method(create("partialface", BackboneSpec("ir18", 16, 0.125, (32, 32))), folder, coding="dct:0.02")
     return folder
 
 
@@ -47,7 +48,7 @@ class Server:
         self.keyring.save(self.key_file)
         contract = Contract.load(deployment / "server")
         opened = Gallery(self.gallery, self.keyring, contract.id, contract.embedding_size)
-        self.headers = {"x-api-key": opened.create_api_key("benchmark", Role.ADMIN)[1]}
+        self.headers = {"x-api-key": opened.api_keys.create("benchmark", Role.ADMIN)[1]}
         opened.close()
         self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None

@@ -94,7 +94,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from support.deployments import build_method
 
     folder = tmp_path_factory.mktemp("deployment")
-    exported = export_method(build_method(), folder, coding="planes:0.02")
+    exported = export_method(build_method(), folder, coding="dct:0.02")
     assert exported.difference < 1e-4 and exported.batch == 1
     return folder
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from ppfr.cli import main
-from ppfr.serving.gallery.gallery import Gallery, Role
+from ppfr.serving.gallery.api_keys import Role
+from ppfr.serving.gallery.gallery import Gallery
 from ppfr.util.keyring import ENVIRONMENT, Keyring
 
 SIZE = 16
@@ -36,7 +37,7 @@ def url(tmp_path: Path, key_file: Path) -> str:
     address = f"sqlite:///{tmp_path}/gallery.db"
     gallery = Gallery(address, Keyring.load(key_file), "contract", SIZE)
     for seed, name in enumerate(["Ada", "Ada", "Chen"]):
-        gallery.enrol(name, template(seed))
+        gallery.faces.enrol(name, template(seed))
     gallery.close()
     return address
 
@@ -64,12 +65,12 @@ def test_api_keys_are_added_listed_and_revoked(run: Run, url: str, key_file: Pat
     status, added = run("keys", "add", "door 1", "--role", "recognise")
     assert status == 0 and added["role"] == "recognise"
     gallery = Gallery(url, Keyring.load(key_file), "contract", SIZE)
-    found = gallery.api_key(added["x-api-key"])
+    found = gallery.api_keys.authenticate(added["x-api-key"])
     assert found is not None and found.role is Role.RECOGNISE and found.name == "door 1"
     assert run("keys", "list") == (0, {"keys": [{"id": added["id"], "name": "door 1", "role": "recognise"}]})
     assert run("keys", "revoke", added["id"]) == (0, {"revoked": added["id"]})
     # a gallery that is open knows of it
-    assert gallery.api_key(added["x-api-key"]) is None
+    assert gallery.api_keys.authenticate(added["x-api-key"]) is None
     gallery.close()
     status, told = run("keys", "revoke", added["id"])
     assert status == 1 and "there is no API key with the id" in told
@@ -106,12 +107,12 @@ def test_rotation_gives_a_new_key_while_a_server_runs(run: Run, url: str, key_fi
     ring = Keyring.load(key_file)
     assert (status, told) == (0, {"key": ring.current, "older keys": [old.current], "templates": 3})
     # the server reads the file again when it meets the new key, and encrypts with it from then on
-    new = server.enrol("Bo", template(5))
-    assert server.keys_in_use() == {ring.current: 4}
-    assert server.template(new.id) is not None
+    new = server.faces.enrol("Bo", template(5))
+    assert server.keys.encryption_keys() == {ring.current: 4}
+    assert server.faces.template(new.id) is not None
     assert run("rotate", "--key-file", key_file, "--forget")[0] == 0
     assert len(Keyring.load(key_file).ids) == 1
-    found = server.template(new.id)
+    found = server.faces.template(new.id)
     assert found is not None and torch.allclose(found, template(5), atol=1e-3)
     server.close()
 
@@ -122,10 +123,10 @@ def test_nothing_is_enrolled_under_a_key_that_went(run: Run, url: str, key_file:
     server = Gallery(url, Keyring.load(elsewhere), "contract", SIZE)
     assert run("rotate", "--key-file", key_file)[0] == 0
     with pytest.raises(ValueError, match="give this server the new key file"):
-        server.enrol("Bo", template(5))
-    assert server.count() == 3
+        server.faces.enrol("Bo", template(5))
+    assert server.faces.count() == 3
     Keyring.load(key_file).save(elsewhere)
-    server.enrol("Bo", template(5))
+    server.faces.enrol("Bo", template(5))
     server.close()
 
 

@@ -44,8 +44,8 @@ def test_the_first_start_makes_keys_and_later_ones_do_not(run: Run, tmp_path: Pa
     status, told = run("--key-file", key_file, "--init")
     assert status == 0 and "x-api-key" not in told and key_file.read_bytes() == content
     gallery = Gallery.existing(f"sqlite:///{tmp_path}/gallery.db")
-    (key,) = gallery.api_keys()
-    gallery.revoke_api_key(key.id)
+    (key,) = gallery.api_keys.all()
+    gallery.api_keys.revoke(key.id)
     gallery.close()
     status, told = run("--key-file", key_file)
     assert status == 1 and "has no API key" in told

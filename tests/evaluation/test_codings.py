@@ -15,7 +15,7 @@ from ppfr.util.errors import DataError, PayloadError
 
 def test_codings_that_a_method_has(tiny) -> None:
     spec = BackboneSpec("ir18", 8, 0.0625, (32, 32))
-    assert "planes:0.02" in codings_for(create("partialface", spec))
+    assert "dct:0.02" in codings_for(create("partialface", spec))
     assert codings_for(tiny) == ["float32", "float16", "int8"]
 
 

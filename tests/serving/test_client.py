@@ -16,9 +16,9 @@ from fastapi.testclient import TestClient
 from ppfr.methods import create
 from ppfr.serving.client import AsyncClient, Candidate, Client
 from ppfr.serving.deployment.export import export_method
-from ppfr.serving.gallery.gallery import Role
+from ppfr.serving.gallery.api_keys import Role
 from ppfr.serving.http.app import create_app
-from ppfr.serving.start import open_service
+from ppfr.serving.service import open_service
 from ppfr.util.errors import DataError, ServiceError
 from ppfr.util.keyring import Keyring
 from support.deployments import SPEC
@@ -80,7 +80,7 @@ def steady_line(steady: Path, tmp_path: Path) -> Iterator[tuple[Line, str]]:
 @contextmanager
 def listening(deployment: Path, tmp_path: Path) -> Iterator[tuple[Line, str]]:
     service = open_service(deployment, f"sqlite:///{tmp_path}/gallery.db", Keyring.create(), threads=1)
-    _, key = service.gallery.create_api_key("all", Role.ADMIN)
+    _, key = service.gallery.api_keys.create("all", Role.ADMIN)
     with TestClient(create_app(service)) as server:
         yield Line(server, []), key
 

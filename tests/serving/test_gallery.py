@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from ppfr.serving.gallery.gallery import Gallery, Role
+from ppfr.serving.gallery.api_keys import Role
+from ppfr.serving.gallery.gallery import Gallery
 from ppfr.util.errors import GalleryError
 from ppfr.util.keyring import ENVIRONMENT, Keyring, Sealed
 
@@ -63,41 +64,41 @@ def any_gallery(url: str, keyring: Keyring) -> Iterator[Gallery]:
 
 def indexed(gallery: Gallery) -> dict[str, torch.Tensor]:
     """What an index rebuilt from the gallery holds."""
-    _, batches = gallery.snapshot()
+    _, batches = gallery.changes.snapshot()
     return {face: row for faces, rows in batches for face, row in zip(faces, rows, strict=True)}
 
 
 # --- subjects and faces ---------------------------------------------------------------------------------------------
 def test_enrolled_faces_come_back(any_gallery: Gallery) -> None:
-    faces = [any_gallery.enrol(name, template(seed)) for seed, name in enumerate(["Ana", "Bo", "Ana"])]
-    assert any_gallery.subjects() == ["Ana", "Bo"]
-    assert any_gallery.faces() == faces
-    assert any_gallery.faces("Ana") == [faces[0], faces[2]]
-    assert any_gallery.faces(offset=1, limit=1) == [faces[1]]
-    assert (any_gallery.count(), any_gallery.count("Ana"), any_gallery.count("nobody")) == (3, 2, 0)
-    assert any_gallery.owners([faces[1].id, "gone"]) == {faces[1].id: "Bo"}
-    found = any_gallery.template(faces[0].id)
+    faces = [any_gallery.faces.enrol(name, template(seed)) for seed, name in enumerate(["Ana", "Bo", "Ana"])]
+    assert any_gallery.subjects.names() == ["Ana", "Bo"]
+    assert any_gallery.faces.find() == faces
+    assert any_gallery.faces.find("Ana") == [faces[0], faces[2]]
+    assert any_gallery.faces.find(offset=1, limit=1) == [faces[1]]
+    assert (any_gallery.faces.count(), any_gallery.faces.count("Ana"), any_gallery.faces.count("nobody")) == (3, 2, 0)
+    assert any_gallery.faces.owners([faces[1].id, "gone"]) == {faces[1].id: "Bo"}
+    found = any_gallery.faces.template(faces[0].id)
     assert found is not None and torch.allclose(found, template(0), atol=1e-3)
     assert set(indexed(any_gallery)) == {face.id for face in faces}
 
 
 def test_a_renamed_subject_keeps_its_faces_and_joins_one_of_the_same_name(any_gallery: Gallery) -> None:
-    first, second = any_gallery.enrol("Ana", template(0)), any_gallery.enrol("Bo", template(1))
-    assert any_gallery.rename_subject("Ana", "Anna") and any_gallery.subjects() == ["Anna", "Bo"]
-    assert any_gallery.rename_subject("Anna", "Bo")
-    assert any_gallery.subjects() == ["Bo"]
-    assert {face.id for face in any_gallery.faces("Bo")} == {first.id, second.id}
-    assert any_gallery.rename_subject("Bo", "Bo") and any_gallery.count("Bo") == 2
-    assert not any_gallery.rename_subject("nobody", "X")
+    first, second = any_gallery.faces.enrol("Ana", template(0)), any_gallery.faces.enrol("Bo", template(1))
+    assert any_gallery.subjects.rename("Ana", "Anna") and any_gallery.subjects.names() == ["Anna", "Bo"]
+    assert any_gallery.subjects.rename("Anna", "Bo")
+    assert any_gallery.subjects.names() == ["Bo"]
+    assert {face.id for face in any_gallery.faces.find("Bo")} == {first.id, second.id}
+    assert any_gallery.subjects.rename("Bo", "Bo") and any_gallery.faces.count("Bo") == 2
+    assert not any_gallery.subjects.rename("nobody", "X")
 
 
 def test_deletion_is_for_good_and_leaves_an_audit_row(gallery: Gallery, file: Path) -> None:
-    kept, gone = gallery.enrol("Ana", template(0)), gallery.enrol("Bo", template(1))
+    kept, gone = gallery.faces.enrol("Ana", template(0)), gallery.faces.enrol("Bo", template(1))
     with sqlite3.connect(file) as raw:
         (sealed,) = raw.execute("select template from faces where id = ?", (gone.id,)).fetchone()
-    assert gallery.delete_subject("Bo", actor="me") == 1
-    assert gallery.delete_subject("Bo") is None
-    assert gallery.subjects() == ["Ana"] and gallery.template(gone.id) is None
+    assert gallery.subjects.delete("Bo", actor="me") == 1
+    assert gallery.subjects.delete("Bo") is None
+    assert gallery.subjects.names() == ["Ana"] and gallery.faces.template(gone.id) is None
     left = b"".join(path.read_bytes() for path in file.parent.iterdir())
     assert sealed not in left and b"Bo" not in left
     newest = gallery.audit()[0]
@@ -106,28 +107,28 @@ def test_deletion_is_for_good_and_leaves_an_audit_row(gallery: Gallery, file: Pa
 
 
 def test_faces_are_deleted_one_by_one_or_all_of_a_subject(any_gallery: Gallery) -> None:
-    faces = [any_gallery.enrol("Ana", template(seed)) for seed in range(3)]
-    assert any_gallery.delete_face(faces[0].id) == faces[0]
-    assert any_gallery.delete_face(faces[0].id) is None
-    assert any_gallery.delete_faces("Ana") == 2
-    assert any_gallery.delete_faces("nobody") == 0
-    assert any_gallery.subjects() == ["Ana"] and any_gallery.count() == 0
-    any_gallery.enrol("Bo", template(4))
-    assert any_gallery.delete_all_subjects() == 2
-    assert any_gallery.subjects() == [] and indexed(any_gallery) == {}
+    faces = [any_gallery.faces.enrol("Ana", template(seed)) for seed in range(3)]
+    assert any_gallery.faces.delete(faces[0].id) == faces[0]
+    assert any_gallery.faces.delete(faces[0].id) is None
+    assert any_gallery.faces.delete_of("Ana") == 2
+    assert any_gallery.faces.delete_of("nobody") == 0
+    assert any_gallery.subjects.names() == ["Ana"] and any_gallery.faces.count() == 0
+    any_gallery.faces.enrol("Bo", template(4))
+    assert any_gallery.subjects.delete_all() == 2
+    assert any_gallery.subjects.names() == [] and indexed(any_gallery) == {}
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 256, "a\nb", "\0"])
 def test_names_that_cannot_be_are_refused(any_gallery: Gallery, name: str) -> None:
     with pytest.raises(GalleryError, match="expected 1 to 255 printable"):
-        any_gallery.enrol(name, template(0))
-    assert any_gallery.subjects() == [] and any_gallery.count() == 0
+        any_gallery.faces.enrol(name, template(0))
+    assert any_gallery.subjects.names() == [] and any_gallery.faces.count() == 0
 
 
 @pytest.mark.parametrize("name", ["'; drop table faces; --", "日本", "a" * 255, "../../etc/passwd", "%s{0}"])
 def test_any_other_name_is_just_a_name(any_gallery: Gallery, name: str) -> None:
-    face = any_gallery.enrol(name, template(0))
-    assert any_gallery.subjects() == [name] and any_gallery.faces(name) == [face]
+    face = any_gallery.faces.enrol(name, template(0))
+    assert any_gallery.subjects.names() == [name] and any_gallery.faces.find(name) == [face]
 
 
 @pytest.mark.parametrize(
@@ -135,44 +136,46 @@ def test_any_other_name_is_just_a_name(any_gallery: Gallery, name: str) -> None:
 )
 def test_templates_that_cannot_be_are_refused(gallery: Gallery, wrong: torch.Tensor) -> None:
     with pytest.raises(GalleryError, match=r"expected \(16,\), finite, not zero"):
-        gallery.enrol("Ana", wrong)
-    assert gallery.subjects() == []
+        gallery.faces.enrol("Ana", wrong)
+    assert gallery.subjects.names() == []
 
 
 # --- repeated requests ----------------------------------------------------------------------------------------------
 def test_a_repeated_request_enrols_once(any_gallery: Gallery) -> None:
-    face = any_gallery.enrol("Ana", template(0), request="r1", content=b"message")
+    face = any_gallery.faces.enrol("Ana", template(0), request="r1", content=b"message")
     # the same message may be embedded a little differently when it comes in another batch
-    assert any_gallery.enrol("Ana", template(0) + 1e-4, request="r1", content=b"message") == face
-    assert any_gallery.count() == 1
+    assert any_gallery.faces.enrol("Ana", template(0) + 1e-4, request="r1", content=b"message") == face
+    assert any_gallery.faces.count() == 1
     with pytest.raises(GalleryError, match="request key 'r1' was used for another face"):
-        any_gallery.enrol("Ana", template(1), request="r1", content=b"other")
+        any_gallery.faces.enrol("Ana", template(1), request="r1", content=b"other")
     with pytest.raises(GalleryError, match="used for another face"):
-        any_gallery.enrol("Bo", template(0), request="r1", content=b"message")
-    assert any_gallery.subjects() == ["Ana"]
+        any_gallery.faces.enrol("Bo", template(0), request="r1", content=b"message")
+    assert any_gallery.subjects.names() == ["Ana"]
 
 
 def test_the_same_request_at_once_enrols_once(any_gallery: Gallery) -> None:
     with ThreadPoolExecutor(8) as pool:
-        faces = list(pool.map(lambda _: any_gallery.enrol("Ana", template(0), request="r", content=b"m"), range(16)))
-    assert len(set(faces)) == 1 and any_gallery.count() == 1
+        faces = list(
+            pool.map(lambda _: any_gallery.faces.enrol("Ana", template(0), request="r", content=b"m"), range(16))
+        )
+    assert len(set(faces)) == 1 and any_gallery.faces.count() == 1
 
 
 def test_many_writers_lose_nothing(any_gallery: Gallery) -> None:
     with ThreadPoolExecutor(8) as pool:
-        faces = list(pool.map(lambda seed: any_gallery.enrol(f"s{seed % 5}", template(seed)), range(60)))
-    assert {face.id for face in any_gallery.faces()} == {face.id for face in faces}
-    assert len({change.face for change in any_gallery.changes(0)}) == 60
+        faces = list(pool.map(lambda seed: any_gallery.faces.enrol(f"s{seed % 5}", template(seed)), range(60)))
+    assert {face.id for face in any_gallery.faces.find()} == {face.id for face in faces}
+    assert len({change.face for change in any_gallery.changes.after(0)}) == 60
 
 
 # --- changes --------------------------------------------------------------------------------------------------------
 def test_changes_lead_from_a_snapshot_to_now(any_gallery: Gallery) -> None:
-    first, second = any_gallery.enrol("Ana", template(0)), any_gallery.enrol("Ana", template(1))
-    last, batches = any_gallery.snapshot()
+    first, second = any_gallery.faces.enrol("Ana", template(0)), any_gallery.faces.enrol("Ana", template(1))
+    last, batches = any_gallery.changes.snapshot()
     held = {face: row for faces, rows in batches for face, row in zip(faces, rows, strict=True)}
-    third = any_gallery.enrol("Bo", template(2))
-    any_gallery.delete_face(first.id)
-    changes = any_gallery.changes(last)
+    third = any_gallery.faces.enrol("Bo", template(2))
+    any_gallery.faces.delete(first.id)
+    changes = any_gallery.changes.after(last)
     assert [change.number for change in changes] == sorted(change.number for change in changes)
     for change in changes:
         if change.template is None:
@@ -180,13 +183,13 @@ def test_changes_lead_from_a_snapshot_to_now(any_gallery: Gallery) -> None:
         else:
             held[change.face] = change.template
     assert set(held) == {second.id, third.id} == set(indexed(any_gallery))
-    assert any_gallery.changes(changes[-1].number) == []
+    assert any_gallery.changes.after(changes[-1].number) == []
 
 
 # --- encryption -----------------------------------------------------------------------------------------------------
 def test_no_template_lies_open_in_the_files(gallery: Gallery, file: Path) -> None:
     for seed in range(20):
-        gallery.enrol("Ana", template(seed))
+        gallery.faces.enrol("Ana", template(seed))
     content = b"".join(path.read_bytes() for path in file.parent.iterdir())
     for seed in range(20):
         for kind in (np.float16, np.float32, np.float64):
@@ -196,44 +199,44 @@ def test_no_template_lies_open_in_the_files(gallery: Gallery, file: Path) -> Non
 
 
 def test_rows_cannot_be_exchanged(gallery: Gallery, file: Path) -> None:
-    first, second = gallery.enrol("Ana", template(0)), gallery.enrol("Bo", template(1))
+    first, second = gallery.faces.enrol("Ana", template(0)), gallery.faces.enrol("Bo", template(1))
     with sqlite3.connect(file) as raw:
         (data,) = raw.execute("select template from faces where id = ?", (first.id,)).fetchone()
         raw.execute("update faces set template = ? where id = ?", (data, second.id))
     with pytest.raises(GalleryError, match="does not open"):
-        gallery.template(second.id)
-    assert gallery.template(first.id) is not None
+        gallery.faces.template(second.id)
+    assert gallery.faces.template(first.id) is not None
 
 
 def test_rotation_changes_every_key_and_goes_on_after_a_stop(any_gallery: Gallery, url: str, keyring: Keyring) -> None:
-    faces = [any_gallery.enrol("Ana", template(seed)) for seed in range(5)]
+    faces = [any_gallery.faces.enrol("Ana", template(seed)) for seed in range(5)]
     before = indexed(any_gallery)
     ring = keyring.with_new_key()
     steps: list[tuple[int, int]] = []
-    assert any_gallery.rotate(ring, lambda *step: steps.append(step)) == 5 and any_gallery.rotate(ring) == 0
-    assert steps[-1] == (5, 5) and any_gallery.keys_in_use() == {ring.current: 5}
+    assert any_gallery.keys.rotate(ring, lambda *step: steps.append(step)) == 5 and any_gallery.keys.rotate(ring) == 0
+    assert steps[-1] == (5, 5) and any_gallery.keys.encryption_keys() == {ring.current: 5}
     any_gallery.close()
     reopened = Gallery(url, ring.without_old_keys(), "contract-1", SIZE)
     after = indexed(reopened)
     assert all(torch.equal(after[face.id], before[face.id]) for face in faces)
     stale = Gallery(url, keyring, "contract-1", SIZE)
     with pytest.raises(GalleryError, match="is not in the ring"):
-        stale.template(faces[0].id)
+        stale.faces.template(faces[0].id)
     with pytest.raises(GalleryError, match="give this server the new key file"):
-        stale.enrol("Ana", template(9))
-    assert reopened.count() == 5
+        stale.faces.enrol("Ana", template(9))
+    assert reopened.faces.count() == 5
     reopened.close()
     stale.close()
 
 
 def test_without_its_keys_a_gallery_shows_all_but_templates(any_gallery: Gallery, url: str) -> None:
-    face = any_gallery.enrol("Ana", template(0))
+    face = any_gallery.faces.enrol("Ana", template(0))
     bare = Gallery.existing(url)
-    assert (bare.contract, bare.size, bare.subjects()) == ("contract-1", SIZE, ["Ana"])
-    for ask in (lambda: bare.template(face.id), lambda: bare.enrol("Bo", template(1))):
+    assert (bare.contract, bare.size, bare.subjects.names()) == ("contract-1", SIZE, ["Ana"])
+    for ask in (lambda: bare.faces.template(face.id), lambda: bare.faces.enrol("Bo", template(1))):
         with pytest.raises(GalleryError, match="opened without its keys"):
             ask()
-    assert any_gallery.damage() == [] and any_gallery.count() == 1
+    assert any_gallery.damage() == [] and any_gallery.faces.count() == 1
     bare.close()
 
 
@@ -241,8 +244,8 @@ def test_servers_may_start_at_once(url: str, keyring: Keyring) -> None:
     with ThreadPoolExecutor(4) as pool:
         opened = list(pool.map(lambda _: Gallery(url, keyring, "contract-1", SIZE), range(4)))
     for number, gallery in enumerate(opened):
-        gallery.enrol("Ana", template(number))
-    assert {gallery.count() for gallery in opened} == {4}
+        gallery.faces.enrol("Ana", template(number))
+    assert {gallery.faces.count() for gallery in opened} == {4}
     for gallery in opened:
         gallery.close()
 
@@ -250,9 +253,11 @@ def test_servers_may_start_at_once(url: str, keyring: Keyring) -> None:
 def test_one_name_enrolled_by_several_servers_at_once_is_one_subject(url: str, keyring: Keyring) -> None:
     servers = [Gallery(url, keyring, "contract-1", SIZE) for _ in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda number: servers[number % 3].enrol(f"s{number // 3}", template(number)), range(30)))
-    assert servers[0].subjects() == sorted(f"s{number}" for number in range(10)) and servers[0].count() == 30
-    numbers = [change.number for change in servers[0].changes(0)]
+        list(pool.map(lambda number: servers[number % 3].faces.enrol(f"s{number // 3}", template(number)), range(30)))
+    assert (
+        servers[0].subjects.names() == sorted(f"s{number}" for number in range(10)) and servers[0].faces.count() == 30
+    )
+    numbers = [change.number for change in servers[0].changes.after(0)]
     assert numbers == sorted(set(numbers)) and len(numbers) == 30
     for gallery in servers:
         gallery.close()
@@ -326,16 +331,16 @@ def test_damage_and_foreign_contexts_do_not_open(keyring: Keyring) -> None:
 
 # --- API keys -------------------------------------------------------------------------------------------------------
 def test_api_keys_are_kept_as_digests(gallery: Gallery, file: Path) -> None:
-    key, secret = gallery.create_api_key("door 1", "recognise")
-    assert key.role is Role.RECOGNISE and gallery.api_keys() == [key]
-    assert gallery.api_key(secret) == key
-    assert gallery.api_key(secret + "x") is None and gallery.api_key("") is None
+    key, secret = gallery.api_keys.create("door 1", "recognise")
+    assert key.role is Role.RECOGNISE and gallery.api_keys.all() == [key]
+    assert gallery.api_keys.authenticate(secret) == key
+    assert gallery.api_keys.authenticate(secret + "x") is None and gallery.api_keys.authenticate("") is None
     content = b"".join(path.read_bytes() for path in file.parent.iterdir())
     assert secret.encode() not in content
-    assert gallery.revoke_api_key(key.id) and not gallery.revoke_api_key(key.id)
-    assert gallery.api_key(secret) is None
+    assert gallery.api_keys.revoke(key.id) and not gallery.api_keys.revoke(key.id)
+    assert gallery.api_keys.authenticate(secret) is None
     with pytest.raises(GalleryError, match="role 'boss'; expected enrol, recognise, admin"):
-        gallery.create_api_key("x", "boss")
+        gallery.api_keys.create("x", "boss")
 
 
 # --- kill -----------------------------------------------------------------------------------------------------------
@@ -346,7 +351,7 @@ from ppfr.util.keyring import Keyring
 gallery = Gallery(sys.argv[1], Keyring.load(sys.argv[2]), "contract-1", 16)
 for number in range(int(sys.argv[3]), 100000):
     seed = torch.Generator().manual_seed(number)
-    gallery.enrol(f"s{number % 7}", torch.randn(16, generator=seed), request=str(number), content=b"m")
+    gallery.faces.enrol(f"s{number % 7}", torch.randn(16, generator=seed), request=str(number), content=b"m")
     print(number, flush=True)
 """
 
@@ -368,6 +373,6 @@ def test_what_was_acknowledged_survives_sigkill(tmp_path: Path, file: Path, keyr
         child.wait()
     gallery = Gallery(url, keyring, "contract-1", SIZE)
     # one more may have been committed just before it could be acknowledged
-    assert acknowledged + 1 <= gallery.count() <= acknowledged + 2
-    assert set(indexed(gallery)) == {face.id for face in gallery.faces()}
+    assert acknowledged + 1 <= gallery.faces.count() <= acknowledged + 2
+    assert set(indexed(gallery)) == {face.id for face in gallery.faces.find()}
     gallery.close()

@@ -8,9 +8,9 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings, strategies
 
-from ppfr.serving.gallery.gallery import Role
+from ppfr.serving.gallery.api_keys import Role
 from ppfr.serving.http.app import ServerLimits, create_app
-from ppfr.serving.start import open_service
+from ppfr.serving.service import open_service
 from ppfr.util.keyring import Keyring
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
@@ -22,7 +22,7 @@ def test_the_openapi_is_kept_to(deployment: Path, tmp_path: Path) -> None:
     from schemathesis.specs.openapi import checks
 
     service = open_service(deployment, f"sqlite:///{tmp_path}/gallery.db", Keyring.create(), threads=1)
-    headers = {"x-api-key": service.gallery.create_api_key("all", Role.ADMIN)[1]}
+    headers = {"x-api-key": service.gallery.api_keys.create("all", Role.ADMIN)[1]}
     limits = ServerLimits(rate=1e6, burst=10**6)
     wanted = [schemathesis.checks.not_a_server_error, checks.status_code_conformance]
     wanted += [checks.content_type_conformance, checks.response_schema_conformance]

@@ -215,7 +215,7 @@ def test_payloads_are_those_of_python(tab: Tab, tmp_path: Path, name: str) -> No
 SCHEMA = PayloadSchema(
     "made up",
     {
-        "channels": TensorSpec((6, 16, 16), "planes in the eyes of a coder", block_dct=True),
+        "channels": TensorSpec((6, 16, 16), "block-DCT channels for a coder", block_dct=True),
         "odd": TensorSpec((3, 5), "lines of an odd number of bytes"),
         "vector": TensorSpec((700,), "single numbers"),
         "whole": TensorSpec((2, 3), "whole numbers", torch.int64),
@@ -267,7 +267,7 @@ def coded(tab: Tab, payload: Payload, coding: str) -> bytes:
     return base64.b64decode(message)
 
 
-@pytest.mark.parametrize(("coding", "written"), [(one, one) for one in CODINGS[:3]] + [("planes:0.02", "float16")])
+@pytest.mark.parametrize(("coding", "written"), [(one, one) for one in CODINGS[:3]] + [("dct:0.02", "float16")])
 def test_messages_are_coded_as_in_python(tab: Tab, coding: str, written: str) -> None:
     payload = made_up()
     found = Payload.from_bytes(coded(tab, payload, coding), SCHEMA, contract="c")
@@ -422,7 +422,7 @@ def test_enrol_recognise_and_verify(tab: Tab, site: Site, deployment: Path, tmp_
     assert text(tab, "alert") == "" and "Ready" in text(tab, "status")
     np.testing.assert_array_equal(shown(tab, "picture"), face(0))
     assert np.abs(shown(tab, "crop").astype(int) - fit_crop(face(0), 32)).max() <= 1
-    assert shown(tab, "payload").std() > 20 and "27 planes of numbers" in text(tab, "payload-note")
+    assert shown(tab, "payload").std() > 20 and "27 channels, each" in text(tab, "payload-note")
     told = text(tab, "payload-note")
     fill(tab, "subject", "Ada Lovelace")
     assert click(tab, "enrol") == "Ada Lovelace is enrolled."
@@ -438,7 +438,7 @@ def test_enrol_recognise_and_verify(tab: Tab, site: Site, deployment: Path, tmp_
     assert complaints(tab) == []
     bodies = [one.body for one in site.requests if one.body]
     assert len(bodies) == 5 and len(set(bodies)) == 5
-    assert f"{len(bodies[0]):,} bytes as float16 (not planes:0.02, which this page cannot compute)" in told
+    assert f"{len(bodies[0]):,} bytes as float16 (not dct:0.02, which this page cannot compute)" in told
 
     client = Protector(deployment / "client")
     payloads = [

@@ -13,11 +13,10 @@ import torch
 from fastapi.testclient import TestClient
 
 from ppfr.serving.deployment.export import export_method
-from ppfr.serving.gallery.gallery import Role
+from ppfr.serving.gallery.api_keys import Role
 from ppfr.serving.http.app import ServerLimits, create_app
 from ppfr.serving.runtime.protector import Protector
-from ppfr.serving.service import Service
-from ppfr.serving.start import open_service
+from ppfr.serving.service import Service, open_service
 from ppfr.util.keyring import Keyring
 from support.deployments import build_method
 
@@ -37,7 +36,7 @@ def service(deployment: Path, folder: Path) -> Service:
 
 @pytest.fixture(scope="module")
 def keys(service: Service) -> dict[str, str]:
-    return {str(role): service.gallery.create_api_key(role, role)[1] for role in Role}
+    return {str(role): service.gallery.api_keys.create(role, role)[1] for role in Role}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +108,7 @@ def test_a_payload_of_another_deployment_is_refused(
     http: TestClient, keys: dict[str, str], tmp_path: Path, service: Service
 ) -> None:
     # the same method with the same settings; other weights
-    export_method(build_method(seed=1), tmp_path, coding="planes:0.02")
+    export_method(build_method(seed=1), tmp_path, coding="dct:0.02")
     other = Protector(tmp_path / "client")
     assert other.contract.schema == service.contract.schema and other.contract.id != service.contract.id
     message = other.to_bytes(torch.zeros(1, 3, 32, 32))
@@ -132,7 +131,7 @@ def test_files_hold_no_template_no_key_and_no_message(
     # the files are the right ones
     assert b"Eve" in content and ids[0].encode() in content
     for face in ids:
-        template = service.gallery.template(face)
+        template = service.gallery.faces.template(face)
         assert template is not None
         for kind in ("<f2", ">f2", "<f4", "<f8"):
             values = template.numpy().astype(kind)

@@ -18,13 +18,12 @@ from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 
 from ppfr.methods import Payload, PayloadSchema, TensorSpec
-from ppfr.serving.gallery.gallery import Role
+from ppfr.serving.gallery.api_keys import Role
 from ppfr.serving.http.app import ServerLimits, create_app
 from ppfr.serving.http.limits import RateLimit
 from ppfr.serving.runtime.batching import Batcher
 from ppfr.serving.search.index import SearchUnavailable
-from ppfr.serving.service import Service
-from ppfr.serving.start import open_service
+from ppfr.serving.service import Service, open_service
 from ppfr.util.errors import ServiceError
 from ppfr.util.keyring import Keyring
 
@@ -39,7 +38,7 @@ def service(deployment: Path, tmp_path: Path) -> Service:
 
 @pytest.fixture
 def keys(service: Service) -> dict[str, dict[str, str]]:
-    return {str(role): {"x-api-key": service.gallery.create_api_key(role, role)[1]} for role in Role}
+    return {str(role): {"x-api-key": service.gallery.api_keys.create(role, role)[1]} for role in Role}
 
 
 @pytest.fixture
@@ -121,8 +120,8 @@ def test_keys_open_what_they_are_for(http: TestClient, keys: dict, method: str, 
 
 
 def test_a_revoked_key_opens_nothing(http: TestClient, service: Service, keys: dict) -> None:
-    for key in service.gallery.api_keys():
-        service.gallery.revoke_api_key(key.id)
+    for key in service.gallery.api_keys.all():
+        service.gallery.api_keys.revoke(key.id)
     assert http.get(f"{API}/subjects", headers=keys["admin"]).status_code == 401
 
 
@@ -194,21 +193,21 @@ def test_an_index_or_database_that_is_away_is_a_reason_to_ask_again(
     def away(*_: object) -> None:
         raise SearchUnavailable("Milvus at http://inside:19530 does not answer")
 
-    monkeypatch.setattr(service._keeper.index, "search", away)
-    monkeypatch.setattr(service._keeper.index, "add", away)
+    monkeypatch.setattr(service.index.index, "search", away)
+    monkeypatch.setattr(service.index.index, "add", away)
     # what was committed is acknowledged; the index follows when it is back
     assert http.post(f"{API}/faces?subject=Ada", content=send(0), headers=keys["enrol"]).status_code == 201
     answer = http.post(f"{API}/recognize", content=send(0), headers=keys["recognise"])
     assert answer.status_code == 503 and answer.headers["retry-after"] and "inside" not in answer.text
     monkeypatch.undo()
-    service.refresh()
+    service.index.try_refresh()
     found = http.post(f"{API}/recognize", content=send(0), headers=keys["recognise"])
     assert found.json()["result"][0]["subjects"][0]["subject"] == "Ada"
 
     def broken(*_: object) -> None:
         raise OperationalError("select", {}, Exception("the password is hidden"))
 
-    monkeypatch.setattr(service.gallery, "subjects", broken)
+    monkeypatch.setattr(service.gallery.subjects, "names", broken)
     answer = http.get(f"{API}/subjects", headers=keys["enrol"])
     assert answer.status_code == 503 and "hidden" not in answer.text
 

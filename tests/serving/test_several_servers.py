@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ppfr.serving.service import Service
-from ppfr.serving.start import open_service
+from ppfr.serving.service import Service, open_service
 from ppfr.util.keyring import Keyring
 
 
@@ -47,12 +46,12 @@ def test_what_one_server_enrols_or_deletes_the_other_knows(servers: list[Service
     here, there = servers
     here.enrol(send(0), "Ada")
     # half a second between looks, and as much again for a busy machine's sake several times over
-    assert there._keeper.interval <= 0.5
+    assert there.index.interval <= 0.5
     assert within(20, lambda: [one.subject for one in there.recognise(send(0))] == ["Ada"])
     there.enrol(send(1), "Chen")
-    there.gallery.delete_subject("Ada")
+    there.gallery.subjects.delete("Ada")
     assert within(20, lambda: [one.subject for one in here.recognise(send(0), 5)] == ["Chen"])
-    assert within(20, lambda: len(here) == len(there) == 1)
+    assert within(20, lambda: len(here.index) == len(there.index) == 1)
 
 
 def test_a_server_that_starts_later_knows_everything(
@@ -61,6 +60,6 @@ def test_a_server_that_starts_later_knows_everything(
     here, there = servers
     for number in range(3):
         here.enrol(send(number), f"person {number}")
-    here.gallery.delete_subject("person 1")
-    there.refresh()
-    assert there._keeper.index.keys() == {face.id for face in here.gallery.faces()}
+    here.gallery.subjects.delete("person 1")
+    there.index.refresh()
+    assert there.index.index.keys() == {face.id for face in here.gallery.faces.find()}

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from ppfr.cli import main
 from ppfr.evaluation.metrics.unlinkability import chance_d_sys, d_sys
 from ppfr.serving.crypto.rotation import KeyedRotation
-from ppfr.serving.crypto.templates import ENVIRONMENT, Kind, Templates
+from ppfr.serving.crypto.templates import ENVIRONMENT, TemplateKind, TemplateProtection
 from ppfr.serving.gallery.gallery import Gallery
-from ppfr.serving.service import Service
-from ppfr.serving.start import open_service
+from ppfr.serving.service import Service, open_service
 from ppfr.transforms.template import TemplateKey, protect_template
 from ppfr.util.errors import GalleryError
 from ppfr.util.keyring import Keyring
@@ -39,10 +38,10 @@ def faces(people: int, photos: int, size: int, seed: int = 0) -> tuple[torch.Ten
     return F.normalize(0.6**0.5 * centres + 0.4**0.5 * others), np.repeat(np.arange(people), photos)
 
 
-def two_keys(kind: str, size: int) -> tuple[Templates, str, str]:
+def two_keys(kind: str, size: int) -> tuple[TemplateProtection, str, str]:
     ring = Keyring.create().with_new_key()
     old, new = ring.ids
-    return Templates(kind, size, ring), old, new
+    return TemplateProtection(kind, size, ring), old, new
 
 
 def unlinkability(left: torch.Tensor, right: torch.Tensor, owners: np.ndarray) -> tuple[float, float]:
@@ -110,13 +109,13 @@ def test_slerpface_alone_would_be_linkable() -> None:
 
 def test_kinds_and_keys_are_checked() -> None:
     with pytest.raises(GalleryError, match="templates 'round'; expected plain, rotated, slerp"):
-        Templates("round", SIZE)
+        TemplateProtection("round", SIZE)
     with pytest.raises(GalleryError, match="templates are plain and have no key"):
-        Templates("plain", SIZE, Keyring.create())
+        TemplateProtection("plain", SIZE, Keyring.create())
     with pytest.raises(GalleryError, match=f"templates are rotated: give the file with their key.*{ENVIRONMENT}"):
-        Templates("rotated", SIZE).protect(torch.ones(1, SIZE), "x")
+        TemplateProtection("rotated", SIZE).protect(torch.ones(1, SIZE), "x")
     with pytest.raises(GalleryError, match="under key 'x', which is not in the ring"):
-        Templates("rotated", SIZE, Keyring.create()).protect(torch.ones(1, SIZE), "x")
+        TemplateProtection("rotated", SIZE, Keyring.create()).protect(torch.ones(1, SIZE), "x")
 
 
 # --- galleries ------------------------------------------------------------------------------------------------------
@@ -134,7 +133,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def held(gallery: Gallery) -> dict[str, torch.Tensor]:
-    _, batches = gallery.snapshot()
+    _, batches = gallery.changes.snapshot()
     return {face: row for ids, rows in batches for face, row in zip(ids, rows, strict=True)}
 
 
@@ -142,12 +141,14 @@ def test_what_is_stored_is_the_protected_template(url: str, keyring: Keyring) ->
     keys = Keyring.create()
     gallery = Gallery(url, keyring, "contract", SIZE, templates="rotated", template_keys=keys)
     embedding = faces(1, 1, SIZE)[0][0]
-    face = gallery.enrol("Ada", embedding)
-    stored = gallery.template(face.id)
+    face = gallery.faces.enrol("Ada", embedding)
+    stored = gallery.faces.template(face.id)
     assert stored is not None and not torch.allclose(stored, embedding, atol=0.1)
     assert torch.allclose(stored, gallery.protect(embedding[None])[0], atol=1e-3)
-    assert torch.allclose(stored, Templates("rotated", SIZE, keys).protect(embedding[None], keys.current)[0], atol=1e-3)
-    assert gallery.template_keys_in_use() == {keys.current: 1}
+    assert torch.allclose(
+        stored, TemplateProtection("rotated", SIZE, keys).protect(embedding[None], keys.current)[0], atol=1e-3
+    )
+    assert gallery.keys.template_keys() == {keys.current: 1}
     gallery.close()
 
 
@@ -155,7 +156,7 @@ def test_the_kind_is_chosen_once(url: str, keyring: Keyring) -> None:
     keys = Keyring.create()
     Gallery(url, keyring, "contract", SIZE, templates="slerp", template_keys=keys).close()
     opened = Gallery(url, keyring, "contract", SIZE, template_keys=keys)
-    assert opened.templates is Kind.SLERP
+    assert opened.templates is TemplateKind.SLERP
     opened.close()
     for kind in ("plain", "rotated"):
         with pytest.raises(GalleryError, match=f"templates are slerp, not {kind}, as was chosen when it was made"):
@@ -163,49 +164,32 @@ def test_the_kind_is_chosen_once(url: str, keyring: Keyring) -> None:
     with pytest.raises(GalleryError, match="one key both encrypts templates and makes them"):
         Gallery(url, keyring, "contract", SIZE, template_keys=keyring)
     bare = Gallery.existing(url, keyring)
-    assert bare.subjects() == []
+    assert bare.subjects.names() == []
     with pytest.raises(GalleryError, match="templates are slerp: give the file with their key"):
-        bare.enrol("Ada", torch.ones(SIZE))
+        bare.faces.enrol("Ada", torch.ones(SIZE))
     bare.close()
 
 
 def test_plain_galleries_have_no_template_key(url: str, keyring: Keyring) -> None:
     gallery = Gallery(url, keyring, "contract", SIZE)
-    assert (gallery.templates, gallery.template_key) == (Kind.PLAIN, "")
+    assert (gallery.templates, gallery.template_key) == (TemplateKind.PLAIN, "")
     with pytest.raises(GalleryError, match="plain templates have no key: they cannot be reissued"):
-        gallery.reissue(Keyring.create())
+        gallery.keys.reissue(Keyring.create())
     gallery.close()
     with pytest.raises(GalleryError, match="templates are plain and have no key"):
         Gallery(url, keyring, "contract", SIZE, template_keys=Keyring.create())
-
-
-def test_a_gallery_from_before_there_were_template_keys_is_plain(tmp_path: Path, keyring: Keyring) -> None:
-    url = f"sqlite:///{tmp_path}/gallery.db"
-    gallery = Gallery(url, keyring, "contract", SIZE)
-    face = gallery.enrol("Ada", torch.ones(SIZE))
-    gallery.close()
-    with sqlite3.connect(tmp_path / "gallery.db") as raw:
-        raw.execute("alter table faces drop column template_key")
-        raw.execute("delete from settings where name like 'template%key' or name = 'templates'")
-    raw.close()
-    again = Gallery.existing(url, keyring)
-    found = again.template(face.id)
-    assert again.templates is Kind.PLAIN and found is not None
-    assert torch.allclose(found, torch.full((SIZE,), 0.25), atol=1e-3)
-    again.enrol("Ada", torch.ones(SIZE))
-    again.close()
 
 
 def test_a_row_does_not_open_under_another_template_key(tmp_path: Path, keyring: Keyring) -> None:
     keys = Keyring.create().with_new_key()
     url = f"sqlite:///{tmp_path}/gallery.db"
     gallery = Gallery(url, keyring, "contract", SIZE, templates="rotated", template_keys=keys)
-    face = gallery.enrol("Ada", torch.ones(SIZE))
+    face = gallery.faces.enrol("Ada", torch.ones(SIZE))
     with sqlite3.connect(tmp_path / "gallery.db") as raw:
         raw.execute("update faces set template_key = ?", (keys.ids[0],))
     raw.close()
     with pytest.raises(GalleryError, match="does not open"):
-        gallery.template(face.id)
+        gallery.faces.template(face.id)
     gallery.close()
 
 
@@ -217,24 +201,24 @@ def test_rotated_templates_are_reissued_without_enrolling_again(url: str, keyrin
         url, keyring, "contract", SIZE, templates="rotated", template_keys=Keyring.load(tmp_path / "templates.key")
     )
     for row, owner in zip(embeddings, owners, strict=True):
-        running.enrol(f"person {owner}", row)
+        running.faces.enrol(f"person {owner}", row)
     before = held(running)
     ring = keys.with_new_key()
     ring.save(tmp_path / "templates.key")
     operator = Gallery.existing(url, keyring, ring)
     steps: list[tuple[int, int]] = []
-    assert operator.reissue(ring, lambda *step: steps.append(step)) == 10 and operator.reissue(ring) == 0
+    assert operator.keys.reissue(ring, lambda *step: steps.append(step)) == 10 and operator.keys.reissue(ring) == 0
     assert steps[-1] == (10, 10)
     # what runs goes on under the key that it began with, and stores under the new one
-    late = running.enrol("late", embeddings[0])
-    assert running.template_keys_in_use() == {ring.current: 11} and running.template_key == keys.current
+    late = running.faces.enrol("late", embeddings[0])
+    assert running.keys.template_keys() == {ring.current: 11} and running.template_key == keys.current
     after = held(running)
     assert all(torch.allclose(after[face], before[face], atol=2e-3) for face in before)
     probe = running.protect(embeddings[:1])[0]
     assert float(after[late.id] @ probe) > 0.999
     # what starts anew needs the new key alone, and finds everybody
     fresh = Gallery(url, keyring, "contract", SIZE, template_keys=ring.without_old_keys())
-    stored, names = held(fresh), {face.id: face.subject for face in fresh.faces()}
+    stored, names = held(fresh), {face.id: face.subject for face in fresh.faces.find()}
     assert not any(torch.allclose(stored[face], before[face], atol=0.1) for face in before)
     for row, owner in zip(embeddings, owners, strict=True):
         (asked,) = fresh.protect(row[None])
@@ -245,24 +229,24 @@ def test_rotated_templates_are_reissued_without_enrolling_again(url: str, keyrin
 
 
 def test_a_stopped_reissue_is_whole_and_goes_on(url: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppfr.serving.gallery.renewal._STEP", 2)
+    monkeypatch.setattr("ppfr.serving.gallery.renewal._CHUNK", 2)
     keys = Keyring.create()
     gallery = Gallery(url, keyring, "contract", SIZE, templates="rotated", template_keys=keys)
     embeddings, _ = faces(5, 1, SIZE)
-    ids = [gallery.enrol("Ada", row).id for row in embeddings]
+    ids = [gallery.faces.enrol("Ada", row).id for row in embeddings]
     ring = keys.with_new_key()
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gallery.reissue(ring, stop)
-    assert gallery.template_keys_in_use() == {keys.current: 3, ring.current: 2}
+        gallery.keys.reissue(ring, stop)
+    assert gallery.keys.template_keys() == {keys.current: 3, ring.current: 2}
     # a server that begins in between compares all under one key
     fresh = Gallery(url, keyring, "contract", SIZE, template_keys=ring)
     expected = fresh.protect(embeddings)
     assert all(torch.allclose(held(fresh)[face], expected[row], atol=2e-3) for row, face in enumerate(ids))
-    assert fresh.reissue(ring) == 3 and fresh.template_keys_in_use() == {ring.current: 5}
+    assert fresh.keys.reissue(ring) == 3 and fresh.keys.template_keys() == {ring.current: 5}
     fresh.close()
     gallery.close()
 
@@ -270,18 +254,18 @@ def test_a_stopped_reissue_is_whole_and_goes_on(url: str, keyring: Keyring, monk
 def test_encrypting_anew_leaves_templates_and_their_key_alone(url: str, keyring: Keyring) -> None:
     keys = Keyring.create()
     gallery = Gallery(url, keyring, "contract", SIZE, templates="rotated", template_keys=keys)
-    face = gallery.enrol("Ada", torch.ones(SIZE))
-    before = gallery.template(face.id)
+    face = gallery.faces.enrol("Ada", torch.ones(SIZE))
+    before = gallery.faces.template(face.id)
     gallery.close()
     # who encrypts anew needs no template key
     ring = keyring.with_new_key()
     operator = Gallery.existing(url, ring)
-    assert operator.rotate(ring) == 1
+    assert operator.keys.rotate(ring) == 1
     operator.close()
     after = Gallery(url, ring.without_old_keys(), "contract", SIZE, template_keys=keys)
-    found = after.template(face.id)
+    found = after.faces.template(face.id)
     assert before is not None and found is not None and torch.equal(before, found)
-    assert after.template_keys_in_use() == {keys.current: 1}
+    assert after.keys.template_keys() == {keys.current: 1}
     after.close()
 
 
@@ -291,14 +275,16 @@ def test_slerp_templates_are_dropped_and_their_subjects_stay(url: str, keyring: 
     # a server that knows the new key from its file
     gallery = Gallery(url, keyring, "contract", SIZE, templates="slerp", template_keys=keys)
     embeddings, _ = faces(3, 1, SIZE)
-    first = [gallery.enrol("Ada", row) for row in embeddings]
-    last, _ = gallery.snapshot()
-    assert gallery.reissue(ring) == 0
-    assert gallery.count() == 0 and gallery.subjects() == ["Ada"]
-    assert {change.face for change in gallery.changes(last) if change.template is None} == {face.id for face in first}
-    again = gallery.enrol("Ada", embeddings[0])
-    stored = gallery.template(again.id)
-    assert gallery.template_keys_in_use() == {ring.current: 1} and stored is not None
+    first = [gallery.faces.enrol("Ada", row) for row in embeddings]
+    last, _ = gallery.changes.snapshot()
+    assert gallery.keys.reissue(ring) == 0
+    assert gallery.faces.count() == 0 and gallery.subjects.names() == ["Ada"]
+    assert {change.face for change in gallery.changes.after(last) if change.template is None} == {
+        face.id for face in first
+    }
+    again = gallery.faces.enrol("Ada", embeddings[0])
+    stored = gallery.faces.template(again.id)
+    assert gallery.keys.template_keys() == {ring.current: 1} and stored is not None
     assert float(stored @ gallery.protect(embeddings[:1])[0]) > 0.999
     gallery.close()
 
@@ -357,15 +343,15 @@ def test_a_server_goes_on_while_its_gallery_is_reissued(
     assert run(monkeypatch, capsys, "check", *ours)[0] == 0
     if kind == "slerp":
         status, told = run(monkeypatch, capsys, "reissue", *ours)
-        assert status == 1 and "give --drop-templates" in told and server.gallery.count() == 3
+        assert status == 1 and "give --drop-templates" in told and server.gallery.faces.count() == 3
         ours.append("--drop-templates")
     status, told = run(monkeypatch, capsys, "reissue", *ours, "--forget")
     answer = json.loads(told)
     kept, removed = (3, 0) if kind == "rotated" else (0, 3)
     assert status == 0 and (answer["templates"], answer["templates removed"]) == (kept, removed)
-    assert answer["older keys"] == [] and len(server.gallery.subjects()) == 3
-    server.refresh()
-    assert len(server) == kept
+    assert answer["older keys"] == [] and len(server.gallery.subjects.names()) == 3
+    server.index.refresh()
+    assert len(server.index) == kept
     if kind == "slerp":
         for number, message in enumerate(messages):
             server.enrol(message, f"person {number}")
@@ -393,7 +379,7 @@ def test_a_template_key_may_come_from_the_environment(
     monkeypatch.setenv(ENVIRONMENT, old)
     ring = Keyring.load(None, ENVIRONMENT)
     gallery = Gallery(url, keyring, "contract", SIZE, templates="rotated", template_keys=ring)
-    gallery.enrol("Ada", torch.ones(SIZE))
+    gallery.faces.enrol("Ada", torch.ones(SIZE))
     gallery.close()
     common = ["--gallery", url, "--key-file", tmp_path / "gallery.key"]
     status, told = run(monkeypatch, capsys, "reissue", *common)
@@ -413,7 +399,7 @@ def milvus(tmp_path: Path) -> str:
 
 def in_milvus(service: Service) -> tuple[str, dict[str, torch.Tensor]]:
     """The collection of a server, and the vectors in it by face."""
-    index: Any = service._keeper.index
+    index: Any = service.index.index
     rows = index._client.query(index._name, filter="", output_fields=["id", "vector"], limit=100)
     return index._name, {row["id"]: torch.tensor(row["vector"]) for row in rows}
 
@@ -457,8 +443,8 @@ def test_milvus_holds_neither_embeddings_nor_stored_templates_and_follows_a_reis
     rotation = KeyedRotation(keyring.derive("milvus rotation"), len(next(iter(stored.values()))))
     assert min(cosines(vectors, {face: rotation(row[None])[0] for face, row in stored.items()})) > 0.9999
 
-    server.gallery.delete_subject("person 3")
-    server.refresh()
+    server.gallery.subjects.delete("person 3")
+    server.index.refresh()
     others = [name for name in messages if name != "person 3"]
     assert {one.subject for one in server.recognise(messages["person 3"], 10)} == set(others)
     assert in_milvus(server)[1].keys() == {ids[name] for name in others}
@@ -468,15 +454,15 @@ def test_milvus_holds_neither_embeddings_nor_stored_templates_and_follows_a_reis
     assert run(monkeypatch, capsys, "reissue", *ours, *drop, "--forget")[0] == 0
     newcomer = start()
     if kind == "slerp":
-        assert len(newcomer) == 0 and newcomer.recognise(messages["person 0"]) == []
+        assert len(newcomer.index) == 0 and newcomer.recognise(messages["person 0"]) == []
         for name in others:
             newcomer.enrol(messages[name], name)
-        server.refresh()
+        server.index.refresh()
     # the one that was running goes on under the key that it began with
     for service in (newcomer, server):
         recognises(service, others)
     renamed, anew = in_milvus(newcomer)
-    owners = newcomer.gallery.owners(list(anew))
+    owners = newcomer.gallery.faces.owners(list(anew))
     assert renamed != collection == in_milvus(server)[0]
     assert sorted(owners.values()) == others
     old = {face: vectors[ids[name]] for face, name in owners.items()}

@@ -22,11 +22,11 @@ from ppfr.cli import application
 from ppfr.data.detection.yunet import MODEL_SHA256, MODEL_URL
 from ppfr.methods import create
 from ppfr.serving.deployment.export import export_method
-from ppfr.serving.gallery.gallery import Role
+from ppfr.serving.gallery.api_keys import Role
 from ppfr.serving.http import web
 from ppfr.serving.http.app import create_app
 from ppfr.serving.http.assets import RUNTIME_FILES, fetch_runtime, has_runtime, runtime_folder
-from ppfr.serving.start import open_service
+from ppfr.serving.service import open_service
 from ppfr.util.errors import CheckpointError, DataError
 from ppfr.util.fetch import cached_path
 from ppfr.util.keyring import Keyring
@@ -54,7 +54,7 @@ def serving(
     service = open_service(deployment, f"sqlite:///{folder}/gallery.db", Keyring.create(), threads=1)
     page = web.open_page(client, service.contract.id, detector, runtime)
     for role in Role:
-        KEYS[role] = service.gallery.create_api_key(role, role)[1]
+        KEYS[role] = service.gallery.api_keys.create(role, role)[1]
     with TestClient(create_app(service, page=page)) as server:
         yield server
 

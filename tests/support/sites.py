@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import uvicorn
 
-from ppfr.serving.gallery.gallery import Role
+from ppfr.serving.gallery.api_keys import Role
 from ppfr.serving.http.app import ServerLimits, create_app
 from ppfr.serving.http.web import open_page
-from ppfr.serving.start import open_service
+from ppfr.serving.service import open_service
 from ppfr.util.keyring import Keyring
 
 
@@ -45,7 +45,7 @@ def serving(
     service = open_service(deployment, f"sqlite:///{gallery}", Keyring.create(), threads=1)
     page = open_page(client, service.contract.id, detector, runtime)
     application = create_app(service, ServerLimits(rate=1e6, burst=10**6), page)
-    site = Site("", service.gallery.create_api_key("tests", Role.ADMIN)[1])
+    site = Site("", service.gallery.api_keys.create("tests", Role.ADMIN)[1])
 
     async def recorded(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":

@@ -14,17 +14,17 @@ from safetensors.torch import save
 
 from ppfr.transforms import block_dct
 from ppfr.util.errors import PayloadError
-from ppfr.wire import Limits, Part, read_message, write_message
+from ppfr.wire import Limits, TensorType, read_message, write_message
 
 EXPECTED = {
-    "channels": Part((6, 16, 16), torch.float32),
-    "map": Part((1, 4, 4), torch.float32),
-    "levels": Part((3,), torch.int8),
+    "channels": TensorType((6, 16, 16), torch.float32),
+    "map": TensorType((1, 4, 4), torch.float32),
+    "levels": TensorType((3,), torch.int8),
 }
 HEADER = {"method": "toy", "contract": "c"}
 CODINGS = {
     "exact": {"channels": "float32", "map": "float32", "levels": "float32"},
-    "small": {"channels": "planes:0.05", "map": "int8", "levels": "float32"},
+    "small": {"channels": "dct:0.05", "map": "int8", "levels": "float32"},
 }
 
 

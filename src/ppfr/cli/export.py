@@ -21,9 +21,7 @@ def export(
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for client/ and server/.")],
     coding: Annotated[
         str,
-        typer.Option(
-            help="How clients write payloads: float32, float16, int8, or planes:ERROR for block-DCT channels."
-        ),
+        typer.Option(help="How clients write payloads: float32, float16, int8, or dct:ERROR for block-DCT channels."),
     ] = "float32",
     precision: Annotated[
         str,

@@ -59,14 +59,14 @@ def add_key(
     gallery: GalleryOption = DATABASE,
 ) -> None:
     """Make an API key and print it, once: the database keeps a digest."""
-    key, secret = _open(gallery).create_api_key(name, role)
+    key, secret = _open(gallery).api_keys.create(name, role)
     _print({"id": key.id, "name": key.name, "role": key.role, "x-api-key": secret})
 
 
 @keys_app.command("list")
 def list_keys(gallery: GalleryOption = DATABASE) -> None:
     """Name all API keys, oldest first."""
-    keys = _open(gallery).api_keys()
+    keys = _open(gallery).api_keys.all()
     _print({"keys": [{"id": key.id, "name": key.name, "role": key.role} for key in keys]})
 
 
@@ -76,7 +76,7 @@ def revoke_key(
     gallery: GalleryOption = DATABASE,
 ) -> None:
     """Make an API key useless."""
-    if not _open(gallery).revoke_api_key(key):
+    if not _open(gallery).api_keys.revoke(key):
         raise GalleryError(f"there is no API key with the id {key!r}; `ppfr gallery keys list` names them")
     _print({"revoked": key})
 
@@ -89,8 +89,8 @@ def subjects(
 ) -> None:
     """Count the subjects and their faces."""
     opened = _open(gallery)
-    known = opened.subjects()
-    _print({"subjects": len(known), "faces": opened.count()} | ({"names": known} if names else {}))
+    known = opened.subjects.names()
+    _print({"subjects": len(known), "faces": opened.faces.count()} | ({"names": known} if names else {}))
 
 
 @gallery_app.command("new-key")
@@ -125,9 +125,9 @@ def rotate(
 
     ring = Keyring.load(key_file)
     opened = _open(gallery, ring)
-    ring = _with_key_to_renew_to(ring, key_file, opened.keys_in_use(), ENVIRONMENT)
+    ring = _with_key_to_renew_to(ring, key_file, opened.keys.encryption_keys(), ENVIRONMENT)
     with progress_callback("encrypting anew") as progress:
-        changed = opened.rotate(ring, progress)
+        changed = opened.keys.rotate(ring, progress)
     if forget and key_file is not None:
         ring = ring.without_old_keys()
         ring.save(key_file)
@@ -157,27 +157,27 @@ def reissue(
 
     If the encryption key leaked too, also call `ppfr gallery rotate`.
     """
-    from ppfr.serving.crypto.templates import ENVIRONMENT, Kind
+    from ppfr.serving.crypto.templates import ENVIRONMENT, TemplateKind
     from ppfr.util.keyring import Keyring
     from ppfr.util.progress import progress_callback
 
     ring = template_keys(template_key_file)
     opened = _open(gallery, Keyring.load(key_file), ring)
-    if opened.templates is Kind.SLERP and not drop_templates:
+    if opened.templates is TemplateKind.SLERP and not drop_templates:
         raise GalleryError(
             "slerp templates do not hold what a new key would need: give --drop-templates to remove them, and enrol "
             "their subjects again"
         )
     if ring is None:
         ring = Keyring.load(template_key_file, ENVIRONMENT)
-    before = opened.count()
-    ring = _with_key_to_renew_to(ring, template_key_file, opened.template_keys_in_use(), ENVIRONMENT)
+    before = opened.faces.count()
+    ring = _with_key_to_renew_to(ring, template_key_file, opened.keys.template_keys(), ENVIRONMENT)
     with progress_callback("reissuing templates") as progress:
-        carried = opened.reissue(ring, progress)
+        carried = opened.keys.reissue(ring, progress)
     if forget and template_key_file is not None:
         ring = ring.without_old_keys()
         ring.save(template_key_file)
-    removed = before - opened.count() if opened.templates is Kind.SLERP else 0
+    removed = before - opened.faces.count() if opened.templates is TemplateKind.SLERP else 0
     _print(
         {"template key": ring.current, "older keys": ring.ids[:-1], "templates": carried, "templates removed": removed}
     )
@@ -194,7 +194,7 @@ def check(
 
     With milvus:URI the servers' collection itself is compared, before anything in it is mended.
     """
-    from ppfr.serving.deployment.check import check_gallery
+    from ppfr.serving.search.check import check_gallery
     from ppfr.util.keyring import Keyring
     from ppfr.util.progress import progress_callback
 

@@ -82,7 +82,7 @@ def serve(
     from ppfr.serving.gallery.api_keys import Role
     from ppfr.serving.gallery.database import hide_password
     from ppfr.serving.http.app import ServerLimits, create_app
-    from ppfr.serving.start import open_service
+    from ppfr.serving.service import open_service
     from ppfr.util.keyring import Keyring
 
     _refuse_taken_port(host, port)
@@ -100,21 +100,21 @@ def serve(
         template_keys=template_keys(template_key_file),
     )
     page = None if page_client is None else _page(page_client, page_detector, service.contract.id)
-    if init and not service.gallery.api_keys():
-        _, secret = service.gallery.create_api_key("first admin", Role.ADMIN)
+    if init and not service.gallery.api_keys.all():
+        _, secret = service.gallery.api_keys.create("first admin", Role.ADMIN)
         out.print(f"x-api-key (admin, shown once): {secret}", soft_wrap=True)
-    elif not service.gallery.api_keys():
+    elif not service.gallery.api_keys.all():
         service.close()
         raise GalleryError(
             f"gallery {hide_password(gallery)!r} has no API key, so nobody could ask; begin with --init, or "
             "`ppfr gallery keys add`"
         )
     if index == "approximate":
-        out.print(f"approximate search finds {service.recall():.2%} of the 10 nearest templates", soft_wrap=True)
+        out.print(f"approximate search finds {service.index.recall():.2%} of the 10 nearest templates", soft_wrap=True)
     warn_of(service.contract)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out.print(
-        f"contract {service.contract.id}; {len(service)} templates, {service.gallery.templates}; http://{host}:{port}",
+        f"contract {service.contract.id}; {len(service.index)} templates, {service.gallery.templates}; http://{host}:{port}",
         soft_wrap=True,
     )
     application = create_app(service, ServerLimits(rate=rate, burst=max(1, round(2 * rate))), page)

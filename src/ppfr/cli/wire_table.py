@@ -26,7 +26,7 @@ def wire_table(
     out_file: Annotated[Path | None, typer.Option("--out", help="JSON file for the figures.")] = None,
     coding: Annotated[
         list[str] | None,
-        typer.Option(help="A coding: float32, float16, int8, planes:ERROR. Repeatable; the first is the reference."),
+        typer.Option(help="A coding: float32, float16, int8, dct:ERROR. Repeatable; the first is the reference."),
     ] = None,
     pairs: Annotated[int, typer.Option(help="Genuine and impostor pairs to verify, so many each.")] = PAIRS,
     seed: SeedOption = 0,

@@ -19,7 +19,7 @@ from ppfr.methods import Method, Payload
 from ppfr.util.errors import DataError, PayloadError
 
 # the first is what the others are compared with
-CODINGS = ("float32", "float16", "int8", "planes:0.01", "planes:0.02", "planes:0.05", "planes:0.1")
+CODINGS = ("float32", "float16", "int8", "dct:0.01", "dct:0.02", "dct:0.05", "dct:0.1")
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class CodingCost:
 
 
 def codings_for(method: Method, codings: Sequence[str] = CODINGS) -> list[str]:
-    """Those of `codings` that differ for a method: without block-DCT channels no planes, without floats only one."""
+    """Those of `codings` that differ for a method: `dct` needs block-DCT channels, whole numbers one alone."""
     specs = method.schema.tensors.values()
     if not any(spec.dtype.is_floating_point for spec in specs):
         return list(codings[:1])
-    return [coding for coding in codings if not coding.startswith("planes") or any(spec.block_dct for spec in specs)]
+    return [coding for coding in codings if not coding.startswith("dct") or any(spec.block_dct for spec in specs)]
 
 
 def measure_codings(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +61,10 @@ class OnnxNetwork:
 
     def normalises_itself(self) -> bool:
         """Whether the graph opens with a subtraction and a multiplication, as exports from MXNet do."""
-        operators = set(islice(_operators(self.path), _FIRST_NODES))
-        return {"Sub", "Mul"} <= operators
+        import onnx  # only ONNX files need it
+
+        nodes = onnx.load(self.path, load_external_data=False).graph.node[:_FIRST_NODES]
+        return {"Sub", "Mul"} <= {node.op_type for node in nodes}
 
     def _run(self, session: Any, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         try:
@@ -106,44 +106,3 @@ def _pieces(array: npt.NDArray[Any], size: int) -> Iterator[npt.NDArray[Any]]:
     for start in range(0, len(array), size):
         piece = array[start : start + size]
         yield np.pad(piece, ((0, size - len(piece)), (0, 0), (0, 0), (0, 0)), mode="edge")
-
-
-# --- The operators of a graph, from the protocol-buffer encoding: ModelProto.graph = 7, GraphProto.node = 1,
-# NodeProto.op_type = 4. The onnx package would do, but nothing else at run time needs it.
-
-_GRAPH, _NODE, _OPERATOR = 7, 1, 4
-
-
-def _operators(path: Path) -> Iterator[str]:
-    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for graph in _messages(data, 0, len(data), _GRAPH):
-            for node in _messages(data, *graph, _NODE):
-                for start, end in _messages(data, *node, _OPERATOR):
-                    yield data[start:end].decode()
-
-
-def _messages(data: mmap.mmap, start: int, end: int, field: int) -> Iterator[tuple[int, int]]:
-    """Yield where the length-delimited values of `field` lie between `start` and `end`."""
-    while start < end:
-        tag, start = _varint(data, start)
-        kind = tag & 7
-        if kind == 2:
-            length, start = _varint(data, start)
-            if tag >> 3 == field:
-                yield start, start + length
-            start += length
-        elif kind == 0:
-            _, start = _varint(data, start)
-        else:
-            start += 8 if kind == 1 else 4
-
-
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, position

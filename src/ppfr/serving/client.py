@@ -17,6 +17,7 @@ import httpx
 from ppfr.data.detection.align import align
 from ppfr.data.detection.detector import Detector
 from ppfr.data.images import Images, fit_crop, read_image, to_tensor
+from ppfr.serving.contract import Candidate
 from ppfr.serving.runtime.protector import Protector
 from ppfr.util.errors import DataError, ServiceError
 
@@ -25,14 +26,6 @@ _CROP = 112
 # what a later attempt may change: too many requests, a proxy's or server's moment of weakness
 _AGAIN = {429, 502, 503, 504}
 _API = "/api/v1/recognition"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A subject of the gallery, and the cosine in [-1,1] of the photo with its nearest face."""
-
-    subject: str
-    similarity: float
 
 
 class Shutter:

@@ -27,6 +27,14 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A subject of the gallery, and the cosine in [-1,1] of the probe with the subject's nearest template."""
+
+    subject: str
+    similarity: float
+
+
+@dataclass(frozen=True)
 class Contract:
     """One deployment: method, settings, payload and preprocessing; `id` also binds the weights.
 

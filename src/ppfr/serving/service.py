@@ -2,110 +2,72 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ppfr.methods import Payload
-from ppfr.serving.contract import Contract
-from ppfr.serving.gallery.gallery import Face, Gallery
+from ppfr.serving.contract import Candidate, Contract
+from ppfr.serving.crypto.templates import TemplateKind
+from ppfr.serving.gallery.faces import Face
+from ppfr.serving.gallery.gallery import Gallery
 from ppfr.serving.runtime.batching import Batcher
-from ppfr.serving.search.index import SearchUnavailable
-from ppfr.serving.search.keeper import IndexKeeper
-from ppfr.serving.search.recall import gallery_recall
+from ppfr.serving.runtime.embedder import Embedder
+from ppfr.serving.search.indexes import open_index
+from ppfr.serving.search.synchronised import SynchronisedIndex
 from ppfr.util.errors import PayloadError
-
-_LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """A subject, and the cosine in [-1,1] of the probe with the nearest of the subject's templates."""
-
-    subject: str
-    similarity: float
+from ppfr.util.keyring import Keyring
 
 
 class Service:
-    """One deployment at work: messages in, subjects and similarities out.
+    """One running deployment: messages in, subjects and similarities out.
 
     Every message is one image's payload in any coding, bound to the contract; raises PayloadError for others.
     """
 
-    def __init__(self, contract: Contract, gallery: Gallery, keeper: IndexKeeper, batcher: Batcher) -> None:
+    def __init__(self, contract: Contract, gallery: Gallery, index: SynchronisedIndex, batcher: Batcher) -> None:
         self.contract = contract
         self.gallery = gallery
-        self._keeper = keeper
+        self.index = index
         self._batcher = batcher
 
-    def __len__(self) -> int:
-        return len(self._keeper.index)
-
     def close(self) -> None:
-        """Finish what is under way and give everything back."""
+        """Finish the requests under way and close the index and the database."""
         self._batcher.close()
-        self._keeper.stop()
-        self._keeper.index.close()
+        self.index.close()
         self.gallery.close()
-
-    def refresh(self) -> None:
-        """See the gallery's changes now, not within the polling interval, unless an outside index is away."""
-        try:
-            self._keeper.refresh()
-        except SearchUnavailable:
-            # what was asked for is in the database; the keeper goes on trying
-            _LOG.exception("the index is behind the gallery")
-
-    def recall(self) -> float:
-        """The share of the 10 nearest templates that the index finds, in [0,1], measured with the gallery's own."""
-        return gallery_recall(self._keeper.index, self.gallery)
 
     def enrol(self, message: bytes, subject: str, *, request: str | None = None, actor: str = "") -> Face:
         """Store the face's template under a subject; with a `request` key, repeating the call changes nothing."""
         embedding = self._embed(message, images=1)[0]
-        face = self.gallery.enrol(subject, embedding, request=request, content=message, actor=actor)
-        self.refresh()
+        face = self.gallery.faces.enrol(subject, embedding, request=request, content=message, actor=actor)
+        self.index.try_refresh()
         return face
 
-    def recognise(self, message: bytes, limit: int = 1) -> list[Likeness]:
+    def recognise(self, message: bytes, limit: int = 1) -> list[Candidate]:
         """The `limit` most similar subjects, best first."""
-        probe = self._probes(message)
-        held = len(self)
-        wanted = limit
-        while True:
-            matches = self._keeper.index.search(probe, wanted)[0]
-            owners = self.gallery.owners([match.key for match in matches])
-            best: dict[str, float] = {}
-            for match in matches:
-                if match.key in owners:
-                    best.setdefault(owners[match.key], match.score)
-            if len(best) >= limit or wanted >= held:
-                return [Likeness(*pair) for pair in list(best.items())[:limit]]
-            # several templates of one subject lay in front
-            wanted = min(held, 4 * wanted)
+        return self.index.search(self._probes(message)[0], limit)
 
-    def verify_face(self, message: bytes, face: str) -> Likeness | None:
+    def verify_face(self, message: bytes, face: str) -> Candidate | None:
         """How similar the probe is to one enrolled face; None if there is no such face."""
-        template = self.gallery.template(face)
-        owner = self.gallery.owners([face]).get(face)
+        template = self.gallery.faces.template(face)
+        owner = self.gallery.faces.owners([face]).get(face)
         if template is None or owner is None:
             return None
-        return Likeness(owner, _cosine(self._probes(message)[0], template))
+        return Candidate(owner, _cosine(self._probes(message)[0], template))
 
-    def verify_subject(self, message: bytes, subject: str) -> Likeness | None:
+    def verify_subject(self, message: bytes, subject: str) -> Candidate | None:
         """How similar the probe is to the nearest face of a subject; None for a subject without faces."""
-        templates = [self.gallery.template(face.id) for face in self.gallery.faces(subject)]
-        held = [template for template in templates if template is not None]
-        if not held:
+        templates = self.gallery.faces.templates(subject)
+        if templates is None:
             return None
         probe = self._probes(message)[0]
-        return Likeness(subject, max(_cosine(probe, template) for template in held))
+        return Candidate(subject, max(_cosine(probe, template) for template in templates))
 
     def verify_pair(self, message: bytes) -> float:
-        """The cosine of two faces that nobody enrolled; the message holds both images' payloads."""
+        """The cosine of two faces that are not enrolled; the message holds both images' payloads."""
         first, second = self._probes(message, images=2)
         return _cosine(first, second)
 
@@ -121,6 +83,35 @@ class Service:
         if not bool(torch.isfinite(embeddings).all()) or not bool(embeddings.norm(dim=1).all()):
             raise PayloadError("payload has no embedding: its values are far from what a client sends")
         return embeddings
+
+
+def open_service(
+    deployment: Path,
+    gallery: str,
+    keyring: Keyring,
+    *,
+    index: str = "exact",
+    threads: int = 0,
+    precision: str = "float32",
+    templates: TemplateKind | str | None = None,
+    template_keys: Keyring | None = None,
+) -> Service:
+    """Load the server's graph, open the gallery and build the index; raises CheckpointError and GalleryError.
+
+    `index` is one of those that `open_index` knows, `precision` one that `ppfr export` wrote; `templates` and
+    `template_keys` are as for `Gallery`.
+    """
+    embedder = Embedder(deployment, threads=threads, precision=precision)
+    contract = embedder.contract
+    size = contract.embedding_size
+    opened = Gallery(gallery, keyring, contract.id, size, templates=templates, template_keys=template_keys)
+    # a server without the template key must fail here, not at its first query
+    opened.protect(torch.ones(1, size))
+    searched = open_index(index, size, keyring, contract.id, opened.template_key, threads=threads)
+    synchronised = SynchronisedIndex(opened, searched)
+    synchronised.build()
+    synchronised.start()
+    return Service(contract, opened, synchronised, Batcher(embedder.embed))
 
 
 def _cosine(first: Tensor, second: Tensor) -> float:

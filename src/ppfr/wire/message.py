@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppfr.util.errors import PayloadError
 from ppfr.util.tensorfiles import tensor_bytes
-from ppfr.wire.codings import Part, parse_coding
+from ppfr.wire.codings import TensorType, parse_coding
 
 VERSION = "2"
 # for the header and the parts that a coding adds
@@ -45,7 +45,7 @@ def write_message(tensors: Mapping[str, Tensor], codings: Mapping[str, str], hea
 
 
 def read_message(
-    data: bytes, expected: Mapping[str, Part], header: Mapping[str, str], limits: Limits = Limits()
+    data: bytes, expected: Mapping[str, TensorType], header: Mapping[str, str], limits: Limits = Limits()
 ) -> dict[str, Tensor]:
     """Read what `write_message` wrote: tensors of the `expected` shapes and types, with this `header`.
 
@@ -62,11 +62,11 @@ def read_message(
     return _decode(parts, _codings(metadata), expected, limits)
 
 
-def _largest(expected: Mapping[str, Part], limits: Limits) -> int:
+def _largest(expected: Mapping[str, TensorType], limits: Limits) -> int:
     return limits.images * sum(_elements(part) * max(part.dtype.itemsize, 4) for part in expected.values()) + _SLACK
 
 
-def _elements(part: Part) -> int:
+def _elements(part: TensorType) -> int:
     count = 1
     for length in part.shape:
         count *= length
@@ -123,7 +123,7 @@ def _codings(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _decode(
-    parts: Mapping[str, Tensor], codings: Mapping[str, str], expected: Mapping[str, Part], limits: Limits
+    parts: Mapping[str, Tensor], codings: Mapping[str, str], expected: Mapping[str, TensorType], limits: Limits
 ) -> dict[str, Tensor]:
     missing, unexpected = sorted(expected.keys() - codings.keys()), sorted(codings.keys() - expected.keys())
     if missing or unexpected:
@@ -145,7 +145,7 @@ def _decode(
     return tensors
 
 
-def _checked_part(parts: Mapping[str, Tensor], name: str, wanted: Part, limits: Limits) -> Tensor:
+def _checked_part(parts: Mapping[str, Tensor], name: str, wanted: TensorType, limits: Limits) -> Tensor:
     if name not in parts:
         raise PayloadError(f"payload: missing tensors [{name!r}]")
     part = parts[name]

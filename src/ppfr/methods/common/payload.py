@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppfr.util.errors import PayloadError
 from ppfr.util.tensorfiles import write_tensors
-from ppfr.wire import Limits, Part, read_message, write_message
+from ppfr.wire import Limits, TensorType, read_message, write_message
 
 _FORMAT = "1"
 # what one message may hold: enough for a person's album, far from what would exhaust a server
@@ -166,7 +166,7 @@ class Payload:
         Raises PayloadError for truncated, foreign or oversized data, another method's or deployment's payload, wrong
         tensors and values that are not finite. Never inflates more than `images` images' worth of data.
         """
-        expected = {name: Part(spec.shape, spec.dtype) for name, spec in schema.tensors.items()}
+        expected = {name: TensorType(spec.shape, spec.dtype) for name, spec in schema.tensors.items()}
         tensors = read_message(data, expected, _header(schema, contract), Limits(images))
         return cls(schema, tensors).check_finite()
 

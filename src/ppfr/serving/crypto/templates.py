@@ -18,7 +18,7 @@ ENVIRONMENT = "PPFR_TEMPLATE_KEY"
 _SHARE, _GROUPS, _DROPPED = 0.7, 8, 0.25
 
 
-class Kind(StrEnum):
+class TemplateKind(StrEnum):
     """What a gallery keeps of an embedding; chosen when it is made.
 
     `plain` is the embedding itself. `rotated` is the embedding under a keyed rotation, which keeps cosines: under
@@ -33,19 +33,19 @@ class Kind(StrEnum):
     SLERP = "slerp"
 
 
-class Templates:
+class TemplateProtection:
     """Makes templates from embeddings under the keys of a ring, one kind for a whole gallery.
 
     Keys go by their ids; plain templates have the key "". Raises GalleryError for a kind that is not known, for a ring
     that is absent or not wanted, and for keys that the ring lacks even after its file was read again.
     """
 
-    def __init__(self, kind: Kind | str, size: int, keyring: Keyring | None = None) -> None:
+    def __init__(self, kind: TemplateKind | str, size: int, keyring: Keyring | None = None) -> None:
         try:
-            self.kind = Kind(kind)
+            self.kind = TemplateKind(kind)
         except ValueError as error:
-            raise GalleryError(f"templates {kind!r}; expected {', '.join(Kind)}") from error
-        if self.kind is Kind.PLAIN and keyring is not None:
+            raise GalleryError(f"templates {kind!r}; expected {', '.join(TemplateKind)}") from error
+        if self.kind is TemplateKind.PLAIN and keyring is not None:
             raise GalleryError("the gallery's templates are plain and have no key; leave the template key away")
         self.size = size
         self.keyring = keyring
@@ -55,17 +55,17 @@ class Templates:
     @property
     def exact(self) -> bool:
         """Whether templates keep all that the embedding says, so that they can be carried over to another key."""
-        return self.kind is not Kind.SLERP
+        return self.kind is not TemplateKind.SLERP
 
     @property
     def current(self) -> str:
         """Id of the key that is to be used from now on."""
-        return "" if self.kind is Kind.PLAIN else self._ring.current
+        return "" if self.kind is TemplateKind.PLAIN else self._ring.current
 
     @torch.no_grad()
     def protect(self, embeddings: Tensor, key: str) -> Tensor:
         """Templates (N,D) of embeddings (N,D), under a key."""
-        if self.kind is Kind.PLAIN:
+        if self.kind is TemplateKind.PLAIN:
             return embeddings
         rotation, noise = self._of(key)
         rotated = rotation(embeddings)
@@ -82,7 +82,7 @@ class Templates:
 
     def learn(self, key: str) -> None:
         """Be ready for a key; a key once used stays known when the ring's file has forgotten it."""
-        if self.kind is not Kind.PLAIN:
+        if self.kind is not TemplateKind.PLAIN:
             self._of(key)
 
     @property
@@ -108,7 +108,7 @@ class Templates:
                 "template keys"
             )
         rotation = KeyedRotation(self._ring.derive("template rotation", key), self.size)
-        if self.kind is Kind.ROTATED:
+        if self.kind is TemplateKind.ROTATED:
             return rotation, None
         # not by a seeded generator of PyTorch's, which can be in 2^32 states only
         secret = self._ring.derive("template noise", key)
@@ -117,4 +117,4 @@ class Templates:
         return rotation, TemplateKey.of(noise, order, groups=min(_GROUPS, self.size), dropped=_DROPPED)
 
 
-__all__ = ["ENVIRONMENT", "Kind", "Templates"]
+__all__ = ["ENVIRONMENT", "TemplateKind", "TemplateProtection"]

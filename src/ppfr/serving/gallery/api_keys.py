@@ -1,4 +1,4 @@
-"""API keys of a gallery: who may ask it, and for what."""
+"""API keys of a gallery: who may use it, and for what."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ppfr.util.errors import GalleryError
 
 
 class Role(StrEnum):
-    """What an API key is for; `admin` may do everything."""
+    """What an API key permits; `admin` permits everything."""
 
     ENROL = "enrol"
     RECOGNISE = "recognise"
@@ -24,7 +24,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A key that a client shows; the key itself is known to the client alone."""
+    """An API key without its text, which only the client has."""
 
     id: str
     name: str
@@ -32,13 +32,13 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The part of a gallery that knows API keys, by their digests."""
+    """A gallery's API keys, of which the database holds digests."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create_api_key(self, name: str, role: Role | str, actor: str = "") -> tuple[ApiKey, str]:
-        """A new API key and its text, which is shown this once: the database holds a digest."""
+    def create(self, name: str, role: Role | str, actor: str = "") -> tuple[ApiKey, str]:
+        """A new API key and its text, which cannot be read again. Raises GalleryError for an unknown role."""
         secret = secrets.token_urlsafe(32)
         key = ApiKey(str(uuid.uuid4()), checked_name(name), _role(role))
         with self._database.writing() as connection:
@@ -47,7 +47,7 @@ class ApiKeys:
             note(connection, actor, f"create {key.role} key", key.id)
         return key, secret
 
-    def api_key(self, secret: str) -> ApiKey | None:
+    def authenticate(self, secret: str) -> ApiKey | None:
         """The API key with this text, or None."""
         digest = _digest(secret)
         with self._database.reading() as connection:
@@ -56,14 +56,14 @@ class ApiKeys:
             return None
         return ApiKey(row.id, row.name, Role(row.role))
 
-    def api_keys(self) -> list[ApiKey]:
+    def all(self) -> list[ApiKey]:
         """All API keys, oldest first."""
         with self._database.reading() as connection:
             rows = connection.execute(KEYS.select().order_by(KEYS.c.created, KEYS.c.id))
             return [ApiKey(row.id, row.name, Role(row.role)) for row in rows]
 
-    def revoke_api_key(self, key: str, actor: str = "") -> bool:
-        """Make an API key useless, by its id; False if there is none."""
+    def revoke(self, key: str, actor: str = "") -> bool:
+        """Delete an API key by its id; False if there is none."""
         with self._database.writing() as connection:
             found = bool(connection.execute(KEYS.delete().where(KEYS.c.id == key)).rowcount)
             if found:

@@ -39,7 +39,7 @@ FACES = sa.Table(
     sa.Column("id", sa.String(36), primary_key=True),
     sa.Column("subject", sa.String(36), sa.ForeignKey("subjects.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("key_id", sa.String(12), nullable=False, index=True),
-    sa.Column("template_key", sa.String(12), nullable=False, server_default=""),
+    sa.Column("template_key", sa.String(12), nullable=False),
     sa.Column("template", sa.LargeBinary, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
 )
@@ -166,10 +166,8 @@ def hide_password(url: str) -> str:
 
 
 def create_tables(connection: sa.Connection) -> None:
-    """Make what is absent, also the column that galleries lack which were made before templates had keys."""
+    """Make the tables that are absent."""
     METADATA.create_all(connection)
-    if FACES.c.template_key.name not in {column["name"] for column in sa.inspect(connection).get_columns(FACES.name)}:
-        connection.execute(sa.text("ALTER TABLE faces ADD COLUMN template_key VARCHAR(12) NOT NULL DEFAULT ''"))
 
 
 def setting(connection: sa.Connection, name: str) -> str | None:

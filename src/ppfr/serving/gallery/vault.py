@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppfr.serving.crypto.templates import Templates
+from ppfr.serving.crypto.templates import TemplateProtection
 from ppfr.serving.gallery.database import FACES, setting
 from ppfr.util.errors import GalleryError
 from ppfr.util.keyring import Keyring, Sealed
@@ -24,16 +24,16 @@ TEMPLATES = sa.select(FACES.c.id, FACES.c.key_id, FACES.c.template_key, FACES.c.
 class Vault:
     """Seals embeddings as rows of the table of faces, and opens rows as templates.
 
-    A process compares templates under the template key that was the gallery's when it began, `key`; what is stored
-    under another one is carried over as it is read. Where that cannot be, under the gallery's last.
+    A process compares templates under `key`, the gallery's template key when the process began; what is stored under
+    another one is carried over when it is read. Templates that cannot be carried over are under the gallery's last key.
     """
 
-    def __init__(self, keyring: Keyring | None, templates: Templates, contract: str, key: str) -> None:
-        self.templates, self.key = templates, key
+    def __init__(self, keyring: Keyring | None, protection: TemplateProtection, contract: str, key: str) -> None:
+        self.protection, self.key = protection, key
         self._keyring = keyring
         self._contract = contract
-        if templates.keyring is not None:
-            templates.learn(key)
+        if protection.keyring is not None:
+            protection.learn(key)
 
     @property
     def ring(self) -> Keyring:
@@ -50,25 +50,25 @@ class Vault:
         """An embedding (D,) as float32 of unit length; raises GalleryError for another shape and where it has none."""
         values = embedding.detach().float().cpu()
         norm = float(values.norm()) if values.ndim == 1 else 0.0
-        if values.shape != (self.templates.size,) or not np.isfinite(norm) or norm == 0:
+        if values.shape != (self.protection.size,) or not np.isfinite(norm) or norm == 0:
             raise GalleryError(
                 f"a template of shape {tuple(embedding.shape)} and length {norm:g}; expected "
-                f"({self.templates.size},), finite, not zero"
+                f"({self.protection.size},), finite, not zero"
             )
         return values / norm
 
     def seal(self, connection: sa.Connection, face: str, embedding: Tensor) -> dict[str, str | bytes]:
         """The columns of a face, under the gallery's keys as they are now."""
         ring, key = self._ring_for_writing(connection), template_key(connection)
-        return self._sealed(ring, face, key, _encoded(self.templates.protect(embedding[None], key)[0]))
+        return self._sealed(ring, face, key, _encoded(self.protection.protect(embedding[None], key)[0]))
 
     def open(self, rows: Sequence[Any]) -> Tensor:
         """Templates (N,D), float32, of rows as `TEMPLATES` selects them."""
         opened = torch.stack([_decoded(self._opened(row)) for row in rows])
-        if self.templates.exact:
+        if self.protection.exact:
             for key in {row.template_key for row in rows} - {self.key}:
                 those = torch.tensor([row.template_key == key for row in rows])
-                opened[those] = self.templates.carry(opened[those], key, self.key)
+                opened[those] = self.protection.carry(opened[those], key, self.key)
         return opened
 
     def encrypted_anew(self, connection: sa.Connection, row: Any) -> dict[str, str | bytes]:
@@ -78,7 +78,7 @@ class Vault:
     def carried_over(self, connection: sa.Connection, row: Any) -> dict[str, str | bytes]:
         """The columns of a row with its template under the gallery's template key of now."""
         key = template_key(connection)
-        carried = self.templates.carry(_decoded(self._opened(row))[None], row.template_key, key)[0]
+        carried = self.protection.carry(_decoded(self._opened(row))[None], row.template_key, key)[0]
         return self._sealed(self._ring_for_writing(connection), row.id, key, _encoded(carried))
 
     def _sealed(self, ring: Keyring, face: str, key: str, text: bytes) -> dict[str, str | bytes]:
@@ -104,7 +104,7 @@ class Vault:
         return self.ring
 
     def _context(self, face: str, key: str) -> str:
-        return f"ppfr template {self._contract} {face} {key}".rstrip()
+        return f"ppfr template {self._contract} {face} {key}"
 
 
 def template_key(connection: sa.Connection) -> str:

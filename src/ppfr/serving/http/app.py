@@ -6,9 +6,9 @@ import json
 import logging
 import queue
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
@@ -20,8 +20,10 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from ppfr.serving.contract import Candidate
 from ppfr.serving.gallery.api_keys import ApiKey, Role
 from ppfr.serving.gallery.database import MOST_NAME
+from ppfr.serving.gallery.faces import Face
 from ppfr.serving.http.limits import RateLimit
 from ppfr.serving.http.web import Page, add_page
 from ppfr.serving.search.index import SearchUnavailable
@@ -51,14 +53,14 @@ class SubjectBody(BaseModel):
 
 
 class Metrics:
-    """What Prometheus reads; names of routes and sizes, nothing of a person."""
+    """Metrics for Prometheus: by route, without names of people."""
 
     def __init__(self, service: Service) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("ppfr_requests", "Requests", ["method", "route", "status"], registry=self.registry)
         self.seconds = Histogram("ppfr_request_seconds", "Time to answer", ["route"], registry=self.registry)
         faces = Gauge("ppfr_indexed_faces", "Templates in the index", registry=self.registry)
-        faces.set_function(lambda: len(service))
+        faces.set_function(lambda: len(service.index))
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
@@ -69,7 +71,7 @@ class Metrics:
 def create_app(service: Service, limits: ServerLimits = ServerLimits(), page: Page | None = None) -> FastAPI:
     """The application; it closes `service` when it ends. OpenAPI lies at /openapi.json, a page for it at /docs.
 
-    With a `page`, people find the web client at /.
+    With a `page`, the web client is at /.
     """
 
     @asynccontextmanager
@@ -85,25 +87,23 @@ def create_app(service: Service, limits: ServerLimits = ServerLimits(), page: Pa
     if page is not None:
         add_page(app, page, Depends(_caller(None)))
     app.middleware("http")(_observed)
-    app.add_exception_handler(StarletteHTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(PayloadError, _refused)
-    app.add_exception_handler(GalleryError, _refused)
-    app.add_exception_handler(queue.Full, _busy)
-    app.add_exception_handler(ServiceError, _closing)
-    app.add_exception_handler(SearchUnavailable, _away)
-    app.add_exception_handler(OperationalError, _away)
-    app.add_exception_handler(Exception, _failed)
+    for error, handler in _HANDLERS.items():
+        app.add_exception_handler(error, handler)
     return app
 
 
-# --- who asks, and what they send --------------------------------------------------------------------------------
+# --- authentication and bodies -----------------------------------------------------------------------------------
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
 def _caller(role: Role | None) -> Callable[..., Awaitable[ApiKey]]:
-    """Who asks, if the key is for `role`; None lets any key in."""
+    """The caller's API key, which must be for `role`; None permits any key."""
 
     async def check(request: Request, x_api_key: Annotated[str, Header(max_length=200)] = "") -> ApiKey:
         service = _service(request)
-        key = await run_in_threadpool(service.gallery.api_key, x_api_key) if x_api_key else None
+        key = await run_in_threadpool(service.gallery.api_keys.authenticate, x_api_key) if x_api_key else None
         host = request.client.host if request.client else "unknown"
         wait = request.app.state.limit.wait(key.id if key else f"host {host}")
         if wait:
@@ -118,6 +118,7 @@ def _caller(role: Role | None) -> Callable[..., Awaitable[ApiKey]]:
     return check
 
 
+Served = Annotated[Service, Depends(_service)]
 Enroller = Annotated[ApiKey, Depends(_caller(Role.ENROL))]
 Recogniser = Annotated[ApiKey, Depends(_caller(Role.RECOGNISE))]
 Admin = Annotated[ApiKey, Depends(_caller(Role.ADMIN))]
@@ -133,7 +134,7 @@ async def _message(request: Request) -> bytes:
     async for piece in request.stream():
         body += piece
         if len(body) > most:
-            raise HTTPException(413, f"the body is longer than {most} bytes, which no payload of this deployment is")
+            raise HTTPException(413, f"the body is longer than {most} bytes, more than any payload of this deployment")
     return bytes(body)
 
 
@@ -161,66 +162,59 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         400: "a payload or value that is refused",
         401: "no valid x-api-key",
         403: "a key of another role",
-        404: "not there",
+        404: "not found",
         413: "too large",
         429: "too many requests",
-        503: "the database or the index is away, or too many payloads wait",
+        503: "the database or the index is unavailable, or too many payloads wait",
     }.items()
 }
 _ROUTER = APIRouter()
 _API = APIRouter(prefix="/api/v1", responses=_ERRORS)
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
 # --- subjects ----------------------------------------------------------------------------------------------------
 @_API.post("/recognition/subjects", status_code=201)
-def add_subject(request: Request, body: SubjectBody, key: Enroller) -> dict[str, str]:
+def add_subject(service: Served, body: SubjectBody, key: Enroller) -> dict[str, str]:
     """Add a subject without a face."""
-    _service(request).gallery.add_subject(body.subject, key.id)
+    service.gallery.subjects.add(body.subject, key.id)
     return {"subject": body.subject}
 
 
 @_API.get("/recognition/subjects")
-def list_subjects(request: Request, key: Enroller) -> dict[str, list[str]]:
+def list_subjects(service: Served, key: Enroller) -> dict[str, list[str]]:
     """Names of all subjects."""
-    return {"subjects": _service(request).gallery.subjects()}
+    return {"subjects": service.gallery.subjects.names()}
 
 
 @_API.put("/recognition/subjects/{subject:path}")
-def rename_subject(request: Request, subject: PathName, body: SubjectBody, key: Enroller) -> dict[str, bool]:
+def rename_subject(service: Served, subject: PathName, body: SubjectBody, key: Enroller) -> dict[str, bool]:
     """Rename a subject; if the new name exists, the faces move there."""
-    if not _service(request).gallery.rename_subject(subject, body.subject, key.id):
+    if not service.gallery.subjects.rename(subject, body.subject, key.id):
         raise HTTPException(404, "there is no such subject")
     return {"updated": True}
 
 
 @_API.delete("/recognition/subjects/{subject:path}")
-def delete_subject(request: Request, subject: PathName, key: Enroller) -> dict[str, str]:
+def delete_subject(service: Served, subject: PathName, key: Enroller) -> dict[str, str]:
     """Remove a subject and its templates for good."""
-    service = _service(request)
-    if service.gallery.delete_subject(subject, key.id) is None:
+    if service.gallery.subjects.delete(subject, key.id) is None:
         raise HTTPException(404, "there is no such subject")
-    service.refresh()
+    service.index.try_refresh()
     return {"subject": subject}
 
 
 @_API.delete("/recognition/subjects")
-def delete_all_subjects(request: Request, key: Admin) -> dict[str, int]:
+def delete_all_subjects(service: Served, key: Admin) -> dict[str, int]:
     """Remove every subject and template for good."""
-    service = _service(request)
-    deleted = service.gallery.delete_all_subjects(key.id)
-    service.refresh()
+    deleted = service.gallery.subjects.delete_all(key.id)
+    service.index.try_refresh()
     return {"deleted": deleted}
 
 
 # --- faces -------------------------------------------------------------------------------------------------------
 @_API.post("/recognition/faces", status_code=201, openapi_extra=_PAYLOAD)
 async def enrol(
-    request: Request,
+    service: Served,
     subject: Name,
     key: Enroller,
     message: Message,
@@ -229,25 +223,24 @@ async def enrol(
     """Enrol a face: the body is a payload. Repeating a call with its Idempotency-Key enrols nothing twice."""
     # a key counts for the caller alone
     own = None if idempotency_key is None else f"{key.id} {idempotency_key}"
-    service = _service(request)
     face = await run_in_threadpool(service.enrol, message, subject, request=own, actor=key.id)
-    return {"image_id": face.id, "subject": face.subject}
+    return _face(face)
 
 
 @_API.get("/recognition/faces")
 def list_faces(
-    request: Request,
+    service: Served,
     key: Enroller,
     subject: Annotated[str | None, Query(max_length=MOST_NAME)] = None,
     page: Annotated[int, Query(ge=0, le=1 << 31)] = 0,
     size: Annotated[int, Query(ge=1, le=1000)] = _PAGE,
 ) -> dict[str, Any]:
     """Enrolled faces, oldest first, by page."""
-    gallery = _service(request).gallery
-    count = gallery.count(subject)
-    faces = gallery.faces(subject, offset=page * size, limit=size)
+    enrolled = service.gallery.faces
+    count = enrolled.count(subject)
+    faces = enrolled.find(subject, offset=page * size, limit=size)
     return {
-        "faces": [{"image_id": face.id, "subject": face.subject} for face in faces],
+        "faces": [_face(face) for face in faces],
         "page_number": page,
         "page_size": size,
         "total_pages": -(-count // size),
@@ -256,72 +249,64 @@ def list_faces(
 
 
 @_API.delete("/recognition/faces")
-def delete_faces(request: Request, subject: Name, key: Enroller) -> dict[str, int]:
+def delete_faces(service: Served, subject: Name, key: Enroller) -> dict[str, int]:
     """Remove all faces of a subject, who stays."""
-    service = _service(request)
-    deleted = service.gallery.delete_faces(subject, key.id)
-    service.refresh()
+    deleted = service.gallery.faces.delete_of(subject, key.id)
+    service.index.try_refresh()
     return {"deleted": deleted}
 
 
 @_API.delete("/recognition/faces/{image_id}")
-def delete_face(request: Request, image_id: FaceId, key: Enroller) -> dict[str, str]:
+def delete_face(service: Served, image_id: FaceId, key: Enroller) -> dict[str, str]:
     """Remove a face for good."""
-    service = _service(request)
-    face = service.gallery.delete_face(image_id, key.id)
+    face = service.gallery.faces.delete(image_id, key.id)
     if face is None:
         raise HTTPException(404, "there is no such face")
-    service.refresh()
-    return {"image_id": face.id, "subject": face.subject}
+    service.index.try_refresh()
+    return _face(face)
 
 
 # --- recognition -------------------------------------------------------------------------------------------------
 @_API.post("/recognition/recognize", openapi_extra=_PAYLOAD)
 async def recognize(
-    request: Request, key: Recogniser, message: Message, limit: Annotated[int, Query(ge=1, le=_MOST_RESULTS)] = 1
+    service: Served, key: Recogniser, message: Message, limit: Annotated[int, Query(ge=1, le=_MOST_RESULTS)] = 1
 ) -> dict[str, Any]:
     """The most similar subjects; similarity is a cosine in [-1,1]."""
-    found = await run_in_threadpool(_service(request).recognise, message, limit)
-    return {"result": [{"subjects": [{"subject": one.subject, "similarity": one.similarity} for one in found]}]}
+    found = await run_in_threadpool(service.recognise, message, limit)
+    return {"result": [{"subjects": [asdict(one) for one in found]}]}
 
 
 @_API.post("/recognition/faces/{image_id}/verify", openapi_extra=_PAYLOAD)
-async def verify_face(request: Request, image_id: FaceId, key: Recogniser, message: Message) -> dict[str, Any]:
+async def verify_face(service: Served, image_id: FaceId, key: Recogniser, message: Message) -> dict[str, Any]:
     """How similar a probe is to one enrolled face."""
-    found = await run_in_threadpool(_service(request).verify_face, message, image_id)
-    if found is None:
-        raise HTTPException(404, "there is no such face")
-    return {"result": [{"subject": found.subject, "similarity": found.similarity}]}
+    return _verified(await run_in_threadpool(service.verify_face, message, image_id), "there is no such face")
 
 
 @_API.post("/recognition/subjects/{subject:path}/verify", openapi_extra=_PAYLOAD)
-async def verify_subject(request: Request, subject: PathName, key: Recogniser, message: Message) -> dict[str, Any]:
+async def verify_subject(service: Served, subject: PathName, key: Recogniser, message: Message) -> dict[str, Any]:
     """How similar a probe is to the nearest face of a subject (not among CompreFace's routes)."""
-    found = await run_in_threadpool(_service(request).verify_subject, message, subject)
-    if found is None:
-        raise HTTPException(404, "there is no such subject, or it has no face")
-    return {"result": [{"subject": found.subject, "similarity": found.similarity}]}
+    found = await run_in_threadpool(service.verify_subject, message, subject)
+    return _verified(found, "there is no such subject, or it has no face")
 
 
 @_API.post("/verification/verify", openapi_extra=_PAYLOAD)
-async def verify_pair(request: Request, key: Recogniser, message: Message) -> dict[str, Any]:
+async def verify_pair(service: Served, key: Recogniser, message: Message) -> dict[str, Any]:
     """How similar two faces are; the body is one message with both payloads. Nothing is stored."""
-    similarity = await run_in_threadpool(_service(request).verify_pair, message)
+    similarity = await run_in_threadpool(service.verify_pair, message)
     return {"result": [{"face_matches": [{"similarity": similarity}]}]}
 
 
 # --- for operators -----------------------------------------------------------------------------------------------
 @_ROUTER.get("/healthz")
-def healthz(request: Request) -> dict[str, Any]:
+def healthz(service: Served) -> dict[str, Any]:
     """Whether the database answers, and which contract is served."""
-    service = _service(request)
     service.gallery.ping()
     return {"status": "ok", "contract": service.contract.id}
 
 
 @_ROUTER.get("/metrics", response_class=PlainTextResponse)
 def metrics(request: Request) -> Response:
-    """Figures for Prometheus."""
+    """Metrics for Prometheus."""
     return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -345,38 +330,48 @@ async def _observed(request: Request, call_next: Callable[[Request], Awaitable[R
         _LOG.info(json.dumps(line | {"key": getattr(request.state, "key", None)}))
 
 
-def _error(status: int, message: str, headers: Any = None) -> JSONResponse:
+def _face(face: Face) -> dict[str, str]:
+    return {"image_id": face.id, "subject": face.subject}
+
+
+def _verified(found: Candidate | None, absent: str) -> dict[str, Any]:
+    if found is None:
+        raise HTTPException(404, absent)
+    return {"result": [asdict(found)]}
+
+
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"message": message, "code": status}, status, headers)
 
 
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, StarletteHTTPException)
+def _answers(status: int, message: str | None = None, *, logged: bool = False) -> Any:
+    """A handler of exceptions that answers with a message, the exception's own if None."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        if logged:
+            _LOG.error("%s: %s", message, type(error).__name__)
+        return _error(status, message or str(error), {"Retry-After": "1"} if status == 503 else None)
+
+    return answer
+
+
+async def _http_error(request: Request, error: Any) -> JSONResponse:
     return _error(error.status_code, str(error.detail), error.headers)
 
 
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    told = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
-    return _error(400, told)
+async def _invalid(request: Request, error: Any) -> JSONResponse:
+    return _error(400, "; ".join(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors()))
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
-    return _error(400, str(error))
-
-
-async def _busy(request: Request, error: Exception) -> JSONResponse:
-    return _error(503, "too many payloads wait; try again", {"Retry-After": "1"})
-
-
-async def _closing(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ServiceError)
-    return _error(error.status or 500, str(error), {"Retry-After": "1"})
-
-
-async def _away(request: Request, error: Exception) -> JSONResponse:
-    _LOG.error("database or index away: %s", type(error).__name__)
-    return _error(503, "the database or the index is away; try again", {"Retry-After": "1"})
-
-
-async def _failed(request: Request, error: Exception) -> JSONResponse:
-    return _error(500, "the server failed; its log says more")
+_UNAVAILABLE = "the database or the index is unavailable; try again"
+_HANDLERS: dict[type[Exception], Any] = {
+    StarletteHTTPException: _http_error,
+    RequestValidationError: _invalid,
+    PayloadError: _answers(400),
+    GalleryError: _answers(400),
+    queue.Full: _answers(503, "too many payloads wait; try again"),
+    ServiceError: _answers(503),
+    SearchUnavailable: _answers(503, _UNAVAILABLE, logged=True),
+    OperationalError: _answers(503, _UNAVAILABLE, logged=True),
+    Exception: _answers(500, "the server failed; see its log"),
+}

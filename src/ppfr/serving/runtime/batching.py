@@ -19,7 +19,7 @@ Embeddings = npt.NDArray[np.float32]
 class Batcher:
     """Calls `embed` from one thread, with all payloads that wait, up to `images` at a time.
 
-    Nothing is held back in hope of company: alone, a payload goes through at once.
+    A payload never waits for others to come: one alone goes through at once.
     """
 
     def __init__(
@@ -28,11 +28,9 @@ class Batcher:
         *,
         images: int = 32,
         waiting: int = 1024,
-        observe: Callable[[int], None] = lambda images: None,
     ) -> None:
         self._embed = embed
         self._images = images
-        self._observe = observe
         self._queue: queue.Queue[tuple[Payload, Future[Embeddings]] | None] = queue.Queue(waiting)
         self._gate = threading.Lock()
         self._closed = False
@@ -45,7 +43,7 @@ class Batcher:
         Raises queue.Full when too many wait, ServiceError (503) after `close`, and what the network raises.
         """
         future: Future[Embeddings] = Future()
-        # nothing may come to stand behind the end, where nobody would answer it
+        # a payload queued behind the end mark would never be answered
         with self._gate:
             if self._closed:
                 raise ServiceError("the server is closing and embeds no more payloads; ask again when it is back", 503)
@@ -80,7 +78,6 @@ class Batcher:
             self._answer(batch)
 
     def _answer(self, batch: list[tuple[Payload, Future[Embeddings]]]) -> None:
-        self._observe(sum(len(payload) for payload, _ in batch))
         try:
             embeddings = self._embed(Payload.concatenate(payload for payload, _ in batch))
         except Exception as error:

@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy.typing as npt
 
-from ppfr.serving.search.index import Match
-from ppfr.util.errors import GalleryError
+from ppfr.serving.search.index import Match, unit_queries, unit_templates
 
 # its type stubs know neither the wrappers nor half of the classes
 faiss: Any = importlib.import_module("faiss")
@@ -39,13 +36,9 @@ class ApproximateIndex:
     def __len__(self) -> int:
         return len(self._places)
 
-    def add(self, keys: Sequence[str], templates: Tensor) -> None:
-        """Add or replace templates (N,D). Raises GalleryError, changing nothing."""
-        units = self._units(templates)
-        if len(keys) != len(units) or len(set(keys)) != len(keys):
-            raise GalleryError(
-                f"{len(keys)} keys, {len(set(keys))} different, for {len(units)} templates; expected one each"
-            )
+    def add(self, keys: Sequence[str], templates: npt.ArrayLike) -> None:
+        """As `Index.add`."""
+        units = unit_templates(keys, templates, self.size)
         with self._lock:
             self.remove(keys)
             for row, key in enumerate(keys):
@@ -54,7 +47,7 @@ class ApproximateIndex:
             self._graph.add(units)
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Remove templates; keys that are not there are passed over."""
+        """As `Index.remove`."""
         with self._lock:
             for key in keys:
                 place = self._places.pop(key, None)
@@ -63,11 +56,9 @@ class ApproximateIndex:
             if len(self._keys) > 64 and len(self._places) < (1 - _WASTE) * len(self._keys):
                 self._rebuild()
 
-    def search(self, queries: Tensor, limit: int) -> list[list[Match]]:
-        """About the best `limit` matches of each query (Q,D), best first."""
-        if limit < 1:
-            raise GalleryError(f"limit is {limit}; expected at least 1")
-        units = self._units(queries)
+    def search(self, queries: npt.ArrayLike, limit: int) -> list[list[Match]]:
+        """As `Index.search`, with most of the best matches, not always all."""
+        units = unit_queries(queries, self.size, limit)
         with self._lock:
             if not self._places:
                 return [[] for _ in units]
@@ -85,7 +76,7 @@ class ApproximateIndex:
             ]
 
     def keys(self) -> set[str]:
-        """Keys of all templates."""
+        """As `Index.keys`."""
         with self._lock:
             return set(self._places)
 
@@ -112,16 +103,3 @@ class ApproximateIndex:
             self._graph.add(np.stack(rows))
         self._keys = [key for key, _ in kept]
         self._places = {key: place for place, (key, _) in enumerate(kept)}
-
-    def _units(self, vectors: Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        values = vectors.detach().float().cpu()
-        if values.ndim != 2 or values.shape[1] != self.size:
-            raise GalleryError(f"templates have shape {tuple(values.shape)}; expected (N, {self.size})")
-        if not bool(torch.isfinite(values).all()) or bool((values.norm(dim=1) == 0).any()):
-            raise GalleryError(
-                "templates hold values that are not finite, or only zeros; a template must have a direction"
-            )
-        return np.ascontiguousarray(F.normalize(values).numpy())
-
-
-__all__ = ["ApproximateIndex"]

@@ -14,7 +14,9 @@ IN_MEMORY = ("exact", "approximate")
 TOKEN = "PPFR_MILVUS_TOKEN"
 
 
-def open_index(kind: str, size: int, keyring: Keyring, contract: str, template_key: str = "") -> Index:
+def open_index(
+    kind: str, size: int, keyring: Keyring, contract: str, template_key: str = "", *, threads: int = 0
+) -> Index:
     """An index for templates of length `size`: `exact`, `approximate`, or `milvus:URI` (a cluster or a local file).
 
     Milvus gets templates rotated by a key that follows from the current one, in a collection named after contract and
@@ -22,7 +24,7 @@ def open_index(kind: str, size: int, keyring: Keyring, contract: str, template_k
     environment variable PPFR_MILVUS_TOKEN. Raises GalleryError.
     """
     if kind == "exact":
-        return ExactIndex(size)
+        return ExactIndex(size, threads=threads)
     if kind == "approximate":
         from ppfr.serving.search.approximate import ApproximateIndex
 

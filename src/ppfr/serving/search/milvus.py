@@ -6,16 +6,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from pymilvus import DataType, MilvusClient, MilvusException
-from torch import Tensor
 
 from ppfr.serving.crypto.rotation import KeyedRotation
-from ppfr.serving.search.index import Match, SearchUnavailable
+from ppfr.serving.search.index import Match, SearchUnavailable, Vectors, unit_queries, unit_templates
 from ppfr.util.errors import GalleryError
 
-_BATCH = 500
+_CHUNK = 500
 # ids are the gallery's, UUIDs
 _ID_LENGTH = 64
 
@@ -24,8 +23,8 @@ class MilvusIndex:
     """Templates by key in a Milvus collection, searched by cosine.
 
     `uri` is a cluster's address, or a file name for milvus-lite. Every template is rotated by the servers' key before
-    it leaves, so Milvus holds nothing that another recogniser's templates could be compared with. A `name` stands for
-    one key: after a rotation of keys take another one, and `drop` the old. Raises SearchUnavailable where Milvus cannot
+    it leaves, so Milvus holds nothing that another recogniser's templates could be compared with. A collection `name`
+    stands for one key: after a rotation of keys servers use another one. Raises SearchUnavailable where Milvus cannot
     be reached or refuses.
     """
 
@@ -43,32 +42,29 @@ class MilvusIndex:
         )
         return int(found[0]["count(*)"])
 
-    def add(self, keys: Sequence[str], templates: Tensor) -> None:
-        """Add or replace templates (N,D)."""
-        rows = self._rotated(templates)
-        if len(keys) != len(rows):
-            raise GalleryError(f"{len(keys)} keys for {len(rows)} templates; expected one each")
-        for first in range(0, len(keys), _BATCH):
+    def add(self, keys: Sequence[str], templates: npt.ArrayLike) -> None:
+        """As `Index.add`."""
+        rows = self._rotated(unit_templates(keys, templates, self._rotation.size))
+        for first in range(0, len(keys), _CHUNK):
             part = [
                 {"id": key, "vector": row}
-                for key, row in zip(keys[first : first + _BATCH], rows[first : first + _BATCH], strict=True)
+                for key, row in zip(keys[first : first + _CHUNK], rows[first : first + _CHUNK], strict=True)
             ]
             self._asked(lambda part=part: self._client.upsert(self._name, part))
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Remove templates; keys that are not there are passed over."""
-        for first in range(0, len(keys), _BATCH):
-            part = list(keys[first : first + _BATCH])
+        """As `Index.remove`."""
+        for first in range(0, len(keys), _CHUNK):
+            part = list(keys[first : first + _CHUNK])
             self._asked(lambda part=part: self._client.delete(self._name, ids=part))
 
-    def search(self, queries: Tensor, limit: int) -> list[list[Match]]:
-        """The best `limit` matches of each query (Q,D), best first."""
-        if limit < 1:
-            raise GalleryError(f"limit is {limit}; expected at least 1")
+    def search(self, queries: npt.ArrayLike, limit: int) -> list[list[Match]]:
+        """As `Index.search`."""
+        rows = self._rotated(unit_queries(queries, self._rotation.size, limit))
         found = self._asked(
             lambda: self._client.search(
                 self._name,
-                data=self._rotated(queries),
+                data=rows,
                 limit=limit,
                 search_params={"metric_type": "IP"},
                 consistency_level="Strong",
@@ -77,11 +73,11 @@ class MilvusIndex:
         return [[Match(str(hit["id"]), float(hit["distance"])) for hit in hits] for hits in found]
 
     def keys(self) -> set[str]:
-        """Keys of all templates."""
+        """As `Index.keys`."""
         held: set[str] = set()
         rows = self._asked(
             lambda: self._client.query_iterator(
-                self._name, batch_size=_BATCH, filter="", output_fields=["id"], consistency_level="Strong"
+                self._name, batch_size=_CHUNK, filter="", output_fields=["id"], consistency_level="Strong"
             )
         )
         while part := self._asked(rows.next):
@@ -89,12 +85,8 @@ class MilvusIndex:
         rows.close()
         return held
 
-    def drop(self) -> None:
-        """Remove the collection with all it holds."""
-        self._asked(lambda: self._client.drop_collection(self._name))
-
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         self._client.close()
 
     def _create(self, kind: str) -> None:
@@ -105,15 +97,8 @@ class MilvusIndex:
         index.add_index(field_name="vector", index_type=kind, metric_type="IP")
         self._client.create_collection(self._name, schema=schema, index_params=index, consistency_level="Strong")
 
-    def _rotated(self, templates: Tensor) -> list[list[float]]:
-        values = templates.detach().float().cpu()
-        if values.ndim != 2 or values.shape[1] != self._rotation.size:
-            raise GalleryError(f"templates have shape {tuple(values.shape)}; expected (N, {self._rotation.size})")
-        if not bool(torch.isfinite(values).all()) or bool((values.norm(dim=1) == 0).any()):
-            raise GalleryError(
-                "templates hold values that are not finite, or only zeros; a template must have a direction"
-            )
-        rotated: list[list[float]] = self._rotation(F.normalize(values)).tolist()
+    def _rotated(self, units: Vectors) -> list[list[float]]:
+        rotated: list[list[float]] = self._rotation(torch.from_numpy(units)).tolist()
         return rotated
 
     def _asked(self, ask: Any) -> Any:

@@ -1,4 +1,4 @@
-// Faces turned, scaled and shifted so that eyes, nose and mouth lie where recognisers expect them.
+// Face alignment by a similarity transform of five landmarks.
 
 import { cut, inverted, reduced, sampled } from "./pixels.js";
 
@@ -33,7 +33,7 @@ export function similarity(points, target) {
   ];
 }
 
-/** Points under a transform. */
+/** Points under a transform [[a, b, x], [c, d, y]]. */
 export function moved(points, [[a, b, x], [c, d, y]]) {
   return points.map(([u, v]) => [a * u + b * v + x, c * u + d * v + y]);
 }
@@ -56,7 +56,7 @@ export function warp(picture, transform, size) {
   const around = moved(corners, inverted(transform));
   const [left, width] = stretch(around.map(([x]) => x), picture.width, step);
   const [top, height] = stretch(around.map(([, y]) => y), picture.height, step);
-  // whole blocks of pixels, but for a part narrower than one
+  // whole blocks of pixels, unless the part is narrower than one
   const [across, down] = [Math.max(Math.floor(width / step), 1), Math.max(Math.floor(height / step), 1)];
   const part = cut(picture, left, top, Math.min(across * step, width), Math.min(down * step, height));
   const small = reduced(part, across, down);
@@ -70,7 +70,7 @@ export function warp(picture, transform, size) {
   return sampled(small, turned, size, size);
 }
 
-/** Where the pixels around some coordinates begin, and how many there are. */
+/** First pixel and number of pixels of the stretch around some coordinates. */
 function stretch(places, limit, step) {
   const within = (place, least, most) => Math.min(Math.max(place, least), most);
   const first = within(Math.floor(Math.min(...places)) - step, 0, limit - 1);

@@ -1,11 +1,11 @@
-// The client of a deployment: a crop of a face in, a message out. Nothing of this module speaks to the server of faces.
+// The client of a deployment: a crop of a face in, a message out. This module sends nothing.
 
 import { codingFor } from "./codings.js";
 import { sample } from "./draws.js";
 import { Tensor, openNetwork } from "./runtime.js";
 import { message, readSafetensors } from "./wire.js";
 
-/** What a face becomes before it leaves: tensors, the draws that made them, and the bytes of the message. */
+/** Protects crops with the client's graph and secrets. */
 export class Client {
   #graph;
   #network;
@@ -26,14 +26,14 @@ export class Client {
     return new Client(contract, graph, await openNetwork(network), secrets ? readSafetensors(secrets) : {});
   }
 
-  /** Side of the crops that it takes. */
+  /** Side of the crops in pixels. */
   get size() {
     return this.contract.input_size[0];
   }
 
   /** The payload of a crop, { tensors, message }; draws are fresh unless they are given. */
   async protect(crop, draws = Object.fromEntries(this.#graph.draws.map((draw) => [draw.name, sample(draw)]))) {
-    const inputs = { images: { dtype: "float32", shape: this.#graph.images, data: planes(crop) }, ...draws };
+    const inputs = { images: { dtype: "float32", shape: this.#graph.images, data: pixelValues(crop) }, ...draws };
     for (const name of Object.keys(this.#graph.secrets)) inputs[name] = this.#secrets[name];
     const feeds = Object.entries(inputs).map(([name, { dtype, data, shape }]) => [name, new Tensor(dtype, data, shape)]);
     const found = await this.#network.run(Object.fromEntries(feeds));
@@ -45,8 +45,8 @@ export class Client {
   }
 }
 
-/** RGB in [-1, 1], plane by plane. */
-function planes({ width, height, data }) {
+/** RGB in [-1, 1], channels first. */
+function pixelValues({ width, height, data }) {
   const count = width * height;
   const values = new Float32Array(3 * count);
   for (let pixel = 0; pixel < count; pixel++) {

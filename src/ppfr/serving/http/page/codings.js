@@ -1,29 +1,29 @@
-// How a tensor becomes the parts of a message, as Python's codings do it: every bit, half precision, 8 bits a channel.
+// Codings of a tensor as in ppfr.wire.codings: float32 (every bit), float16, int8 (256 levels a channel).
 
-/** What this page writes where a contract names a coding: DCT planes are beyond it. */
+/** The coding that this page writes for the contract's; it cannot compute `dct` and writes float16 instead. */
 export function codingFor(wanted) {
   const [kind] = wanted.split(":");
-  if (!["float32", "float16", "int8", "planes"].includes(kind)) throw new Error(`this page knows no coding "${wanted}"`);
-  return kind === "planes" ? "float16" : kind;
+  if (!["float32", "float16", "int8", "dct"].includes(kind)) throw new Error(`this page knows no coding "${wanted}"`);
+  return kind === "dct" ? "float16" : kind;
 }
 
 /** A tensor { shape: [1, ...], data } coded: { coding, parts: { suffix: { dtype, shape, data } } }. */
 export function encode(tensor, coding) {
   // whole numbers keep every bit
-  if (coding === "float32" || !(tensor.data instanceof Float32Array)) return { coding: "float32", parts: { "": bytePlanes(tensor) } };
+  if (coding === "float32" || !(tensor.data instanceof Float32Array)) return { coding: "float32", parts: { "": shuffledBytes(tensor) } };
   if (coding === "int8") return { coding, parts: eightBits(tensor) };
-  return { coding, parts: { "": bytePlanes({ shape: tensor.shape, data: halves(tensor.data) }) } };
+  return { coding, parts: { "": shuffledBytes({ shape: tensor.shape, data: halves(tensor.data) }) } };
 }
 
-/** The first bytes of all values, then their second bytes ...: (1, bytes of a value, ...). */
-function bytePlanes({ shape, data }) {
+/** Shuffled bytes: the first bytes of all values, then their second bytes ...: (1, bytes of a value, ...). */
+function shuffledBytes({ shape, data }) {
   const size = data.BYTES_PER_ELEMENT;
   const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-  const planes = new Uint8Array(bytes.length);
-  for (let plane = 0, to = 0; plane < size; plane++) {
-    for (let from = plane; from < bytes.length; from += size) planes[to++] = bytes[from];
+  const shuffled = new Uint8Array(bytes.length);
+  for (let place = 0, to = 0; place < size; place++) {
+    for (let from = place; from < bytes.length; from += size) shuffled[to++] = bytes[from];
   }
-  return { dtype: "U8", shape: [1, size, ...shape.slice(1)], data: planes };
+  return { dtype: "U8", shape: [1, size, ...shape.slice(1)], data: shuffled };
 }
 
 /** 256 levels between the least and the greatest value of each channel, in single precision as in Python. */
@@ -51,7 +51,7 @@ function eightBits({ shape, data }) {
   };
 }
 
-/** The least value, and how far the greatest is from it. */
+/** The least value, and the difference of the greatest from it. */
 function range(values) {
   let [least, greatest] = [Infinity, -Infinity];
   for (const value of values) {

@@ -1,5 +1,5 @@
-// YuNet (Wu, Peng and Yu 2023) in the browser, with further looks at each face, as the Python client looks
-// (ppfr.data.detection.looks, where every number here is explained).
+// Face detection with YuNet (Wu, Peng and Yu 2023), refined on each face turned upright, as in the Python client
+// (ppfr.data.detection, which explains every number here).
 
 import { inverted, mirrored, padded, reduced } from "./pixels.js";
 import { TEMPLATE, mean, moved, similarity, warp } from "./align.js";
@@ -43,17 +43,17 @@ async function atSide(session, picture, side) {
   }));
 }
 
-/** The same face, with the landmarks of the last look that saw it and the score of the surest. */
+/** The face with refined landmarks (those of the last pass that found it) and its highest score. */
 async function again(session, picture, face) {
   const seen = await follow(session, picture, face, face.landmarks);
   if (seen) return seen;
-  // a head on its side, whose landmarks the first look put as if it were upright
+  // a head on its side: the first pass places its landmarks as if it were upright
   const found = [];
   for (const turn of SIDEWAYS) found.push(await follow(session, picture, face, turned(face.landmarks, turn)));
   return found.reduce((surest, other) => (other && !(surest?.score >= other.score) ? other : surest), null) ?? face;
 }
 
-/** The face as looks see it that begin with these landmarks; null where the first does not see it. */
+/** The face, refined from these landmarks; null where it is not found again. */
 async function follow(session, picture, face, landmarks) {
   let [places, score] = [landmarks, null];
   for (let times = 0; times < UPRIGHT_LOOKS; times++) {
@@ -95,16 +95,16 @@ function distance(points, others) {
   return apart.reduce((sum, one) => sum + one, 0) / apart.length;
 }
 
-/** What the network finds in a picture as it is. */
+/** The network's detections in a picture, at its own size. */
 async function look(session, picture) {
   const [width, height] = [picture.width, picture.height].map((length) => Math.ceil(length / 32) * 32);
   const roomy = padded(picture, width, height);
-  const planes = new Float32Array(3 * width * height);
+  const pixels = new Float32Array(3 * width * height);
   for (let pixel = 0; pixel < width * height; pixel++) {
     // blue, green, red
-    for (let colour = 0; colour < 3; colour++) planes[colour * width * height + pixel] = roomy.data[4 * pixel + 2 - colour];
+    for (let colour = 0; colour < 3; colour++) pixels[colour * width * height + pixel] = roomy.data[4 * pixel + 2 - colour];
   }
-  const input = new Tensor("float32", planes, [1, 3, height, width]);
+  const input = new Tensor("float32", pixels, [1, 3, height, width]);
   const found = await session.run({ [session.inputNames[0]]: input });
   return distinct(STRIDES.flatMap((stride) => decode(found, stride, width / stride)));
 }

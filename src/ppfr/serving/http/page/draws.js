@@ -1,4 +1,4 @@
-// The random draws of a query, from the browser's cryptographic generator.
+// Random draws of a query, from the browser's cryptographic generator.
 
 const WORDS = 1024;
 let words = new Uint32Array(0);
@@ -7,12 +7,12 @@ let words = new Uint32Array(0);
 function word() {
   if (words.length === 0) words = crypto.getRandomValues(new Uint32Array(WORDS));
   const last = words[words.length - 1];
-  // a number is used once
+  // every number is used once
   words = words.subarray(0, words.length - 1);
   return last;
 }
 
-/** A uniform whole number in 0 .. of - 1; numbers that would favour some are drawn again. */
+/** A uniform whole number in 0 .. of - 1 (rejection sampling). */
 export function choice(of) {
   const fair = 2 ** 32 - (2 ** 32 % of);
   for (;;) {
@@ -52,7 +52,7 @@ const KINDS = {
   normal: (_, count) => Array.from({ length: count }, normal),
 };
 
-/** A draw as protect.json describes it: { dtype, shape, data }. */
+/** One draw of the distribution that protect.json describes: { dtype, shape, data }. */
 export function sample(draw) {
   if (!Object.hasOwn(KINDS, draw.kind)) throw new Error(`this page knows no draw of kind "${draw.kind}"`);
   const count = draw.shape.reduce((product, length) => product * length, 1);

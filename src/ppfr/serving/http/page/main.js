@@ -1,4 +1,4 @@
-// The page: photo, crop and payload side by side, and three questions to the server.
+// The page: photo, crop and payload side by side, and three requests to the server.
 
 import { align } from "./align.js";
 import { Client } from "./client.js";
@@ -18,7 +18,7 @@ let crop = null;
 let ready = null;
 
 // --- the deployment ---------------------------------------------------------------------------------------------
-/** The client, opened once; its secrets come from the server, with the key, or from a file of the user's. */
+/** The client; its secrets come from the server (with the API key) or from the user's file. */
 async function openClient() {
   const { secrets } = await settings;
   const parts = ["contract.json", "protect.json", "protect.onnx"].map((name) => read(`client/${name}`));
@@ -41,7 +41,7 @@ async function openDetector() {
   return openNetwork(await (await read("detector.onnx")).arrayBuffer());
 }
 
-/** A function that opens something the first time, and again only if that failed. */
+/** A function that opens something once, and again only after a failure. */
 function once(open) {
   let held = null;
   return async () => (held ??= await open());
@@ -66,7 +66,7 @@ async function take(picture) {
   await protect();
 }
 
-/** Make a message of the crop, with draws of its own. */
+/** Make a message of the crop, with fresh draws. */
 async function protect() {
   if (!crop) return;
   say("Protecting ...");
@@ -79,10 +79,10 @@ async function protect() {
   showBytes(element("bytes"), message);
   ready = { message, name: requestName() };
   setAsking(true);
-  say("Ready: the next question sends what stands under “Is sent”. Nothing has been sent for it yet.");
+  say("Ready: the next request sends what is shown under “Is sent”. Nothing has been sent yet.");
 }
 
-/** How messages are coded, and what the contract names where that is another coding. */
+/** The coding of messages, with the contract's where that is another one. */
 function codingOf({ coding, contract }) {
   return coding === contract.coding ? coding : `${coding} (not ${contract.coding}, which this page cannot compute)`;
 }
@@ -96,7 +96,7 @@ function forget() {
 }
 
 // --- questions --------------------------------------------------------------------------------------------------
-/** Send what is shown; an answer, even a refusal, uses it up, a lost one does not. */
+/** Send the message that is shown. Once the server has answered, a new one is made; without an answer it is kept. */
 async function ask(question) {
   const key = element("key").value;
   if (!key) throw new Error("enter an API key first");
@@ -161,7 +161,7 @@ function setAsking(possible) {
 
 let working = Promise.resolve();
 
-/** Do one thing after the other, and tell what went wrong. */
+/** Run tasks one after the other, and show their errors. */
 function doing(task) {
   working = working.then(async () => {
     element(ALERT).textContent = "";

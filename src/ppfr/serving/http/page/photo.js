@@ -1,6 +1,6 @@
 // Pictures from files and from the camera.
 
-/** The picture in a file, turned as its EXIF orientation asks, in its own colours. */
+/** The picture in a file, turned by its EXIF orientation, without colour conversion. */
 export async function fromFile(file) {
   let bitmap;
   try {
@@ -11,7 +11,7 @@ export async function fromFile(file) {
   return pixels(bitmap, bitmap.width, bitmap.height);
 }
 
-/** What a video shows now. */
+/** The current frame of a video. */
 export function fromVideo(video) {
   return pixels(video, video.videoWidth, video.videoHeight);
 }
@@ -23,7 +23,7 @@ function pixels(source, width, height) {
   return context.getImageData(0, 0, width, height);
 }
 
-/** Let a video show the camera that looks at the user. */
+/** Show the user-facing camera in a video element. */
 export async function startCamera(video) {
   if (!navigator.mediaDevices) throw new Error("browsers give the camera only to pages over https, or of this machine");
   video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "user", width: { ideal: 1280 } } });

@@ -1,4 +1,4 @@
-// Pictures as arrays, resampled as the Python client does it. A picture is { width, height, data }: RGBA, 8 bits.
+// Pictures as arrays, resampled as in the Python client. A picture is { width, height, data }: RGBA, 8 bits.
 
 /** A picture of one colour, black. */
 export function blank(width, height) {
@@ -7,7 +7,7 @@ export function blank(width, height) {
   return { width, height, data };
 }
 
-/** At most `width` x `height` of the same picture, each pixel the mean of the area that it stands for. */
+/** The picture reduced to `width` x `height` by area averaging. */
 export function reduced(picture, width, height) {
   const across = shares(picture.width, width);
   const down = shares(picture.height, height);
@@ -35,7 +35,7 @@ export function reduced(picture, width, height) {
   return small;
 }
 
-/** Which pixels of a line each pixel of a shorter one covers, and to what share. */
+/** The pixels of a line that each pixel of a shorter one averages, with their weights. */
 function shares(length, wanted) {
   const scale = length / wanted;
   return Array.from({ length: wanted }, (_, pixel) => {
@@ -98,7 +98,7 @@ export function fitCrop(picture, size) {
   return result;
 }
 
-/** A part of a picture, from a corner. */
+/** A rectangle of a picture. */
 export function cut(picture, left, top, width, height) {
   const part = blank(width, height);
   for (let y = 0; y < height; y++) {
@@ -108,7 +108,7 @@ export function cut(picture, left, top, width, height) {
   return part;
 }
 
-/** The picture with room to its right and below it, black. */
+/** The picture padded with black on the right and below. */
 export function padded(picture, width, height) {
   if (picture.width === width && picture.height === height) return picture;
   const larger = blank(width, height);
@@ -119,7 +119,7 @@ export function padded(picture, width, height) {
   return larger;
 }
 
-/** Left and right changed. */
+/** The picture mirrored left to right. */
 export function mirrored(picture) {
   const result = blank(picture.width, picture.height);
   for (let y = 0; y < picture.height; y++) {
@@ -131,7 +131,7 @@ export function mirrored(picture) {
   return result;
 }
 
-/** The transform that undoes a similarity. */
+/** The inverse of a similarity transform. */
 export function inverted([[a, b, x], [c, d, y]]) {
   const scale = a * d - b * c;
   return [

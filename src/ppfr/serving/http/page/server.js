@@ -1,6 +1,6 @@
-// What this page says to the server: the deployment's public files are read, and messages are sent.
+// Requests to the server: the deployment's public files, and messages.
 
-/** A refusal that the server explained. */
+/** An error that the server answered with. */
 export class Refused extends Error {
   constructor(status, reason) {
     super(reason);
@@ -8,7 +8,7 @@ export class Refused extends Error {
   }
 }
 
-async function told(answer) {
+async function checked(answer) {
   if (answer.ok) return answer;
   let reason = answer.statusText;
   try {
@@ -19,12 +19,12 @@ async function told(answer) {
   throw new Refused(answer.status, `the server refused with ${answer.status}: ${reason}`);
 }
 
-/** Read a file of the page's folder. */
+/** Fetch a file of the page. */
 export async function read(path, key) {
-  return told(await fetch(`page/${path}`, { headers: key ? { "x-api-key": key } : {} }));
+  return checked(await fetch(`page/${path}`, { headers: key ? { "x-api-key": key } : {} }));
 }
 
-/** A fresh name for a request, so that a repetition is known as one. */
+/** A new idempotency key: repeating a request with it enrols nothing twice. */
 export function requestName() {
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
@@ -35,7 +35,7 @@ async function send(path, key, message, headers = {}) {
     headers: { "x-api-key": key, "content-type": "application/octet-stream", ...headers },
     body: message,
   });
-  return (await told(answer)).json();
+  return (await checked(answer)).json();
 }
 
 export function enrol(key, message, subject, name) {

@@ -1,4 +1,4 @@
-// What people see of a photo and of a payload.
+// Draws photos and payloads on the page.
 
 const MOST_CHANNELS = 36;
 const SHOWN_BYTES = 512;
@@ -12,24 +12,24 @@ export function showPicture(canvas, picture, most = 480) {
   canvas.getContext("2d").drawImage(whole, 0, 0, canvas.width, canvas.height);
 }
 
-/** Show a payload's planes side by side, each stretched to its own range; returns a sentence about them. */
+/** Show a payload's channels side by side, each stretched to its own range; returns a sentence about them. */
 export function showPayload(canvas, tensors) {
-  const all = Object.values(tensors).flatMap(planesOf);
+  const all = Object.values(tensors).flatMap(channelsOf);
   const shown = all.slice(0, MOST_CHANNELS);
   const [width, height] = [Math.max(...shown.map((one) => one.width)), Math.max(...shown.map((one) => one.height))];
   const columns = Math.ceil(Math.sqrt(shown.length));
   canvas.width = columns * (width + 2);
   canvas.height = Math.ceil(shown.length / columns) * (height + 2);
   const context = canvas.getContext("2d");
-  shown.forEach((plane, at) => {
-    context.putImageData(grey(plane), (at % columns) * (width + 2), Math.floor(at / columns) * (height + 2));
+  shown.forEach((channel, at) => {
+    context.putImageData(grey(channel), (at % columns) * (width + 2), Math.floor(at / columns) * (height + 2));
   });
   const rest = all.length > shown.length ? `, the first ${shown.length} of them shown` : "";
-  return `${all.length} ${all.length === 1 ? "plane" : "planes"} of numbers${rest}, each stretched to its own range`;
+  return `${all.length} ${all.length === 1 ? "channel" : "channels"}${rest}, each stretched to its own range`;
 }
 
-/** The planes of a tensor (1, C, H, W); one of fewer axes is a single line. */
-function planesOf({ shape, data }) {
+/** The channels of a tensor (1, C, H, W); one of fewer axes is a single line. */
+function channelsOf({ shape, data }) {
   const [channels, height, width] = shape.length === 4 ? shape.slice(1) : [1, 1, data.length];
   const size = height * width;
   return Array.from({ length: channels }, (_, at) => ({ width, height, data: data.subarray(at * size, (at + 1) * size) }));
@@ -49,7 +49,7 @@ function grey({ width, height, data }) {
   return picture;
 }
 
-/** The first bytes as people read them. */
+/** Show the first bytes as a hex dump. */
 export function showBytes(element, bytes) {
   const lines = [];
   for (let at = 0; at < Math.min(bytes.length, SHOWN_BYTES); at += 16) {

@@ -1,4 +1,4 @@
-// Messages as the server reads them: coded tensors, in safetensors, in a zstd frame of raw blocks.
+// The message format of ppfr.wire: coded tensors as safetensors in a zstd frame, here of raw blocks.
 
 import { encode } from "./codings.js";
 
@@ -17,7 +17,7 @@ const ARRAYS = {
 };
 const DTYPES = { F32: "float32", F64: "float64", I32: "int32", I64: "int64", I8: "int8", U8: "uint8" };
 
-/** What is sent for one image: `tensors` is a map of name to { shape: [1, ...], data }, `coding` one of this page's. */
+/** The message of one image: `tensors` is a map of name to { shape: [1, ...], data }, `coding` one of this page's. */
 export function message(contract, tensors, coding) {
   const codings = {};
   const parts = [];

@@ -1,4 +1,4 @@
-"""Block-DCT channels as planes: the frequencies are found, the channels come back, nothing else is taken."""
+"""The DCT coding of block-DCT channels: the frequencies are found, the channels come back, nothing else is taken."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 from ppfr.transforms import block_dct
 from ppfr.util.errors import PayloadError
-from ppfr.wire.codings import DctPlanes
-from ppfr.wire.planes import find_frequencies, from_planes, to_planes
+from ppfr.wire.codings import DctCoding
+from ppfr.wire.dct_coding import decode_channels, encode_channels, find_frequencies
 
 SIZE = (24, 32)
 
@@ -31,7 +31,7 @@ def test_all_64_frequencies_are_told_apart() -> None:
 @pytest.mark.parametrize("error", [0.01, 0.05, 0.2])
 def test_channels_come_back_with_the_error_asked_for(error: float) -> None:
     sent = channels([5, 34, 38, 21, 42, 55, 57, 50, 62])
-    back = from_planes(to_planes(sent, error))
+    back = decode_channels(encode_channels(sent, error))
     relative = np.sqrt(np.mean((sent - back) ** 2, axis=(2, 3)) / np.mean(sent**2, axis=(2, 3)))
     assert 0.5 * error < np.sqrt(np.mean(relative**2)) < 1.5 * error
 
@@ -39,7 +39,7 @@ def test_channels_come_back_with_the_error_asked_for(error: float) -> None:
 def test_what_the_channels_do_not_hold_is_not_sent() -> None:
     frequencies = [9, 18, 27, 45, 54]
     dark, bright = images() * 0.5 - 0.3, images() * 0.5 + 0.3
-    coded = [to_planes(block_dct(each, frequencies)[0].double().numpy(), 0.05) for each in (dark, bright)]
+    coded = [encode_channels(block_dct(each, frequencies)[0].double().numpy(), 0.05) for each in (dark, bright)]
     # with neither u nor v zero, brightness is in no channel
     assert np.array_equal(coded[0].levels, coded[1].levels)
 
@@ -47,19 +47,19 @@ def test_what_the_channels_do_not_hold_is_not_sent() -> None:
 def test_an_empty_channel_or_colour_is_no_trouble() -> None:
     sent = channels([5, 12, 19])
     sent[1] = 0
-    np.testing.assert_array_equal(from_planes(to_planes(sent, 0.05))[1], 0)
-    np.testing.assert_array_equal(from_planes(to_planes(np.zeros_like(sent), 0.05)), 0)
+    np.testing.assert_array_equal(decode_channels(encode_channels(sent, 0.05))[1], 0)
+    np.testing.assert_array_equal(decode_channels(encode_channels(np.zeros_like(sent), 0.05)), 0)
 
 
 def test_channels_of_no_block_dct_are_refused() -> None:
     noise = np.random.default_rng(0).normal(size=(3, 4, *SIZE))
-    with pytest.raises(PayloadError, match="not the block DCT of three planes"):
-        to_planes(noise, 0.02)
+    with pytest.raises(PayloadError, match="not the block DCT of three colour planes"):
+        encode_channels(noise, 0.02)
 
 
 def test_a_finer_error_than_16_bits_hold_is_refused() -> None:
     with pytest.raises(PayloadError, match=r"expected 0\.005 \.\. 0\.5"):
-        DctPlanes(1e-4)
+        DctCoding(1e-4)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -70,6 +70,6 @@ def test_an_image_with_a_black_edge_is_read_rightly(seed: int, black: slice) -> 
     face[..., black] = -1
     frequencies = [16, 5, 34, 38, 21, 42, 55, 56, 50, 62]
     sent = block_dct(face, frequencies)[0].double().numpy()
-    coded = to_planes(sent, 0.02)
+    coded = encode_channels(sent, 0.02)
     assert coded.frequencies.tolist() == frequencies
-    assert np.sqrt(np.sum((from_planes(coded) - sent) ** 2) / np.sum(sent**2)) < 0.05
+    assert np.sqrt(np.sum((decode_channels(coded) - sent) ** 2) / np.sum(sent**2)) < 0.05

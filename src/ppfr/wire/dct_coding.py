@@ -1,10 +1,10 @@
-"""Block-DCT channels as the three planes they are linear in: far fewer numbers, and nothing that they do not hold.
+"""The DCT coding: block-DCT channels as the cosine transform of the three colour planes they are linear in.
 
-Channel (v, u) of a colour is M_v X M_u^T for one plane X (`ppfr.transforms.dct`), so tens of channels hold what one
-plane holds. The coder is a public function of the channels alone: it finds the frequencies in the channels, solves for
-the plane of least norm that makes them, and rounds the plane's cosine transform in steps that put the same error, as a
-share of their energy, into the channels. What the channels do not determine is neither known to it nor sent; what they
-do determine is exactly what linear inversion (`ppfr.attacks.recovery.linear_inversion`) reads off them.
+Channel (v, u) of a colour is M_v X M_u^T for one colour plane X (`ppfr.transforms.dct`), so tens of channels hold what
+one plane holds. The coder is a public function of the channels alone: it identifies their frequencies, solves for the
+least-norm plane that produces them, and quantises the plane's cosine transform with steps that put the same relative
+error into all channels. What the channels do not determine is neither known to it nor sent; what they do determine is
+exactly what linear inversion (`ppfr.attacks.recovery.linear_inversion`) recovers from them.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ppfr.util.errors import PayloadError
 Array = npt.NDArray[np.float64]
 
 COLOURS = 3
-# a frequency explains a channel's lines when what it forbids is this small a share of them
+# a channel has a frequency when the combination that the frequency forbids is this small a share of its lines
 _EXPLAINED = 1e-5
 _ODD, _EVEN = np.array([1, 3, 5, 7]), np.array([2, 4, 6])
 _RIDGE = 1e-10
 _LARGEST_LEVEL = 32767
-# energy of a channel beside the strongest one's, below which it is noise of single precision
+# share of the strongest channel's energy below which a channel is rounding noise of single precision
 _FAINT = 1e-8
-# another reading of the channels must leave less than this share of the error, or they have none
+# other frequencies are accepted only if they leave less than this share of the error
 _BETTER = 0.9
 
 
-class Planes(NamedTuple):
+class CodedChannels(NamedTuple):
     """One image's channels, coded: frequencies (F,), their weights (F,), a step a colour (3,) and levels (3,H,W)."""
 
     frequencies: npt.NDArray[np.uint8]
@@ -44,17 +44,17 @@ class Planes(NamedTuple):
     levels: npt.NDArray[np.int16]
 
 
-def to_planes(channels: Array, error: float) -> Planes:
-    """Code channels (3, F, H, W) so that they come back with a relative error of about `error`, mean over channels.
+def encode_channels(channels: Array, error: float) -> CodedChannels:
+    """Code channels (3, F, H, W) with a relative error of about `error`, averaged over channels.
 
-    Raises PayloadError when they are not the block DCT of three planes.
+    Raises PayloadError when they are not the block DCT of three colour planes.
     """
     if not np.isfinite(channels).all():
         raise PayloadError("channels hold values that are not finite; they cannot be coded")
     coded = _code(channels, find_frequencies(channels), error)
     misfits = _misfits(channels, coded)
     while misfits.max() > _allowed(error):
-        # an image that is flat at its edges hides there which even frequency a channel is: try what it may be
+        # the edges of an image tell even frequencies apart; where they are flat, try the other ones
         others = [_code(channels, changed, error) for changed in _other_even(coded.frequencies)]
         tried = [_misfits(channels, other) for other in others]
         best = int(np.argmin([float(np.sum(found**2)) for found in tried])) if tried else 0
@@ -67,13 +67,13 @@ def to_planes(channels: Array, error: float) -> Planes:
             raise PayloadError(f"error {error:g} needs levels beyond 16 bits; choose a larger one")
         raise PayloadError(
             f"channels come back with a relative error of {found:.3g} where {error:.3g} is asked: they are not the "
-            "block DCT of three planes; send them as float16 or int8"
+            "block DCT of three colour planes; send them as float16 or int8"
         )
     return coded
 
 
-def _code(channels: Array, frequencies: npt.NDArray[np.uint8], error: float) -> Planes:
-    """Channels coded as those of the given frequencies, whether they are or not; levels end at 16 bits."""
+def _code(channels: Array, frequencies: npt.NDArray[np.uint8], error: float) -> CodedChannels:
+    """Code channels as if they had the given frequencies; levels are clipped to 16 bits."""
     energy = np.mean(channels**2, axis=(2, 3))
     colour = energy.sum(1)
     weights = _weights((energy / np.where(colour, colour, 1)[:, None]).mean(0))
@@ -82,11 +82,11 @@ def _code(channels: Array, frequencies: npt.NDArray[np.uint8], error: float) -> 
     steps = (error * np.sqrt(12 * len(frequencies) * colour)).astype(np.float32)
     shape = _step_shape(frequencies, weights, size)
     levels = np.round(scipy.fft.dctn(planes, axes=(1, 2), norm="ortho") / (_or_one(steps)[:, None, None] * shape))
-    return Planes(frequencies, weights, steps, levels.clip(-_LARGEST_LEVEL, _LARGEST_LEVEL).astype(np.int16))
+    return CodedChannels(frequencies, weights, steps, levels.clip(-_LARGEST_LEVEL, _LARGEST_LEVEL).astype(np.int16))
 
 
 def _other_even(frequencies: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
-    """The frequencies with one of them changed to another even one along one axis, to one that is not there yet."""
+    """The frequencies with one of them replaced along one axis by another even one that no channel has yet."""
     for place, frequency in enumerate(frequencies.tolist()):
         for along, other in ((frequency % BLOCK, 1), (frequency // BLOCK, BLOCK)):
             for even in (0, *_EVEN.tolist()):
@@ -98,12 +98,12 @@ def _other_even(frequencies: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.u
 
 
 def _weights(shares: Array) -> npt.NDArray[np.float32]:
-    """The inverse of each channel's share of the energy, 0 for a channel that is empty."""
+    """The inverse of each channel's share of the energy, 0 for an empty channel."""
     return np.where(shares > 1e-16, 1 / np.maximum(shares, 1e-16), 0).astype(np.float32)
 
 
-def from_planes(coded: Planes) -> Array:
-    """The channels (3, F, H, W) that `to_planes` coded."""
+def decode_channels(coded: CodedChannels) -> Array:
+    """The channels (3, F, H, W) that `encode_channels` coded."""
     frequencies, weights, steps, levels = coded
     size = (levels.shape[1], levels.shape[2])
     spectra = levels * (steps.astype(np.float64)[:, None, None] * _step_shape(frequencies, weights, size))
@@ -118,21 +118,21 @@ def from_planes(coded: Planes) -> Array:
     return channels
 
 
-def _misfits(channels: Array, coded: Planes) -> Array:
-    """The relative error (F,) with which each channel comes back; 0 for those that are but rounding noise."""
+def _misfits(channels: Array, coded: CodedChannels) -> Array:
+    """The relative error (F,) with which each channel comes back; 0 for channels of rounding noise."""
     energy = np.sum(channels**2, axis=(0, 2, 3))
-    errors = np.sum((channels - from_planes(coded)) ** 2, axis=(0, 2, 3))
+    errors = np.sum((channels - decode_channels(coded)) ** 2, axis=(0, 2, 3))
     counted = energy > _FAINT * energy.max()
     return np.sqrt(np.where(counted, errors / np.where(counted, energy, 1), 0))
 
 
 def _allowed(error: float) -> float:
-    """The relative error above which channels cannot be a block DCT, where `error` is asked for."""
+    """The relative error above which channels are no block DCT, for a requested `error`."""
     return 4 * error + 1e-3
 
 
 def find_frequencies(channels: Array) -> npt.NDArray[np.uint8]:
-    """Which frequencies 8 v + u channels (3, F, H, W) are, from nothing but their values."""
+    """The frequencies 8 v + u (F,) of channels (3, F, H, W), from their values alone."""
     horizontal = _axis_frequencies(channels)
     vertical = _axis_frequencies(channels.swapaxes(2, 3))
     return (vertical * BLOCK + horizontal).astype(np.uint8)
@@ -143,7 +143,7 @@ def _axis_frequencies(channels: Array) -> npt.NDArray[np.int64]:
 
     A line of odd frequency depends on the N - 1 steps between N pixels and shows all of them, so one combination of its
     N values is always zero, another one for each frequency. In a line of even frequency above 0 the curvature of the
-    image is multiplied with a wave that is zero at both ends, and whose other zeros tell the frequency.
+    image is multiplied by a wave that is zero at both ends and whose other zeros identify the frequency.
     """
     forbidden = _null_vectors(channels.shape[3])
     power = np.sum((channels @ forbidden.T) ** 2, axis=(0, 2))
@@ -155,7 +155,7 @@ def _axis_frequencies(channels: Array) -> npt.NDArray[np.int64]:
 
 
 def _even_misfit(energy: Array) -> Array:
-    """How far energies (F, N) along a line are from those of frequencies 2, 4, 6, but for a smooth factor: (F, 3)."""
+    """Distance (F, 3) of energies (F, N) along a line from those of frequencies 2, 4 and 6, up to a smooth factor."""
     waves = _waves(energy.shape[1])
     level = np.log(energy + 1e-6 * energy.mean(1, keepdims=True) + 1e-30)
     misfit = level[:, None] - np.log(waves + 1e-6 * waves.mean(1, keepdims=True))
@@ -188,7 +188,7 @@ def _gains(size: int) -> Array:
 
 
 def _step_shape(frequencies: npt.NDArray[np.uint8], weights: npt.NDArray[np.float32], size: tuple[int, int]) -> Array:
-    """Relative steps (H, W): the less the weighted channels show of a wave, the longer."""
+    """Relative quantisation steps (H, W): the less a wave contributes to the weighted channels, the larger."""
     rows, columns = _gains(size[0])[frequencies // BLOCK], _gains(size[1])[frequencies % BLOCK]
     gain = np.einsum("f,fh,fw->hw", weights.astype(np.float64), rows, columns)
     return np.asarray(1 / np.sqrt(np.maximum(gain, max(1e-12 * gain.max(), 1e-300))))
@@ -230,4 +230,4 @@ def _or_one(steps: npt.NDArray[np.float32]) -> Array:
     return np.where(steps > 0, steps, 1).astype(np.float64)
 
 
-__all__ = ["COLOURS", "FREQUENCIES", "Planes", "find_frequencies", "from_planes", "to_planes"]
+__all__ = ["COLOURS", "FREQUENCIES", "CodedChannels", "decode_channels", "encode_channels", "find_frequencies"]

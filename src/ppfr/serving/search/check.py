@@ -9,7 +9,7 @@ from typing import Any
 from ppfr.serving.gallery.gallery import Gallery
 from ppfr.serving.search.index import Index, SearchUnavailable
 from ppfr.serving.search.indexes import IN_MEMORY, open_index
-from ppfr.serving.search.keeper import IndexKeeper
+from ppfr.serving.search.synchronised import SynchronisedIndex
 from ppfr.util.errors import GalleryError
 from ppfr.util.keyring import Keyring
 
@@ -18,8 +18,8 @@ _SAME = 0.999
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `check_gallery` found; `problems` is empty for a sound gallery."""
+class GalleryCheck:
+    """The result of `check_gallery`; `problems` is empty for a sound gallery."""
 
     subjects: int
     faces: int
@@ -30,7 +30,7 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is amiss."""
+        """Whether there are no problems."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,23 +48,23 @@ class Report:
 
 def check_gallery(
     gallery: Gallery, keyring: Keyring, index: str, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Report:
+) -> GalleryCheck:
     """Open every template, and compare an index with the database, face by face.
 
     An index in memory is filled from the database as a server fills its own; one outside is compared as it is. Run it
-    on a gallery that rests: changes in between would be told as differences. Raises GalleryError when the index cannot
-    be opened.
+    while no server changes the gallery: changes in between are reported as differences. Raises GalleryError when the
+    index cannot be opened.
     """
     problems = gallery.damage()
-    keys = gallery.keys_in_use()
+    keys = gallery.keys.encryption_keys()
     unknown = {key: count for key, count in keys.items() if key not in keyring.ids}
     problems += [f"{count} templates are under key {key!r}, which is not in the ring" for key, count in unknown.items()]
-    enrolled = {face.id for face in gallery.faces()}
+    enrolled = {face.id for face in gallery.faces.find()}
     if not unknown:
         searched = open_index(index, gallery.size, keyring, gallery.contract, gallery.template_key)
         try:
             if index in IN_MEMORY:
-                IndexKeeper(gallery, searched).build()
+                SynchronisedIndex(gallery, searched).build()
             problems += _differences(gallery, searched, enrolled, progress)
         except SearchUnavailable:
             raise
@@ -73,8 +73,8 @@ def check_gallery(
             problems.append(str(error))
         finally:
             searched.close()
-    subjects, kind = len(gallery.subjects()), str(gallery.templates)
-    return Report(subjects, len(enrolled), keys, kind, gallery.template_keys_in_use(), problems)
+    subjects, kind = len(gallery.subjects.names()), str(gallery.templates)
+    return GalleryCheck(subjects, len(enrolled), keys, kind, gallery.keys.template_keys(), problems)
 
 
 def _differences(
@@ -84,7 +84,7 @@ def _differences(
     problems = [f"the index lacks face {face}" for face in sorted(enrolled - held)]
     problems += [f"the index holds face {face}, which is not enrolled" for face in sorted(held - enrolled)]
     done = 0
-    _, batches = gallery.snapshot()
+    _, batches = gallery.changes.snapshot()
     for faces, templates in batches:
         for face, found in zip(faces, searched.search(templates, 1), strict=True):
             # another face may have the same template
@@ -93,6 +93,3 @@ def _differences(
         done += len(faces)
         progress(done, len(enrolled))
     return problems
-
-
-__all__ = ["Report", "check_gallery"]
