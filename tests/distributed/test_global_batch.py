@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppfr.distributed.global_batch import batch_mean, global_batch
+from ppfr.distributed.global_batch import GlobalBatch, batch_mean, convert_layers, rand, randint, randn
 from ppfr.distributed.process_group import Ranks
 from support.processes import on_ranks
 
@@ -21,45 +20,39 @@ def dealt(whole: Tensor, rank: int) -> Tensor:
 
 
 DRAWS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
-    "rand": lambda rows, g: torch.rand((rows, 3), generator=g),
-    "rand with arguments": lambda rows, g: torch.rand(rows, 3, generator=g),
-    "randn by keyword": lambda rows, g: torch.randn(size=(rows,), generator=g),
-    "randint": lambda rows, g: torch.randint(9, (rows, 2), generator=g),
-    "randint from to": lambda rows, g: torch.randint(2, 9, (rows,), generator=g),
-    "several an image": lambda rows, g: torch.rand((rows * 4, 5), generator=g).view(rows, 4, 5),
-    "bernoulli": lambda rows, g: torch.bernoulli(torch.full((rows, 8), 0.4), generator=g),
+    "rand": lambda rows, g: rand((rows, 3), g),
+    "randn": lambda rows, g: randn((rows,), g),
+    "randint": lambda rows, g: randint(9, (rows, 2), g),
+    "several an image": lambda rows, g: rand((rows * 4, 5), g).view(rows, 4, 5),
 }
 
 
-@pytest.mark.parametrize("name", [name for name in DRAWS if name != "bernoulli"])
+def generator_of(rank: int, rows: int = ROWS) -> torch.Generator:
+    return GlobalBatch(Ranks(rank, WORLD), rows).generator(3, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", DRAWS)
 def test_a_draw_belongs_to_the_place_in_the_batch(name: str) -> None:
     """The one-process draw is the oracle."""
     draw = DRAWS[name]
     whole = draw(ROWS * WORLD, torch.Generator().manual_seed(3))
     for rank in range(WORLD):
-        generator = torch.Generator().manual_seed(3)
-        with global_batch(Ranks(rank, WORLD), ROWS):
-            mine = draw(ROWS, generator)
-        assert torch.equal(mine, dealt(whole, rank))
-
-
-def test_bernoulli_differs_between_images_and_keeps_its_probability() -> None:
-    parts = []
-    for rank in range(WORLD):
-        with global_batch(Ranks(rank, WORLD), 400):
-            parts.append(torch.bernoulli(torch.full((400, 8), 0.4), generator=torch.Generator().manual_seed(0)))
-    assert not torch.equal(*parts)
-    assert float(torch.cat(parts).mean()) == pytest.approx(0.4, abs=0.04)
+        assert torch.equal(draw(ROWS, generator_of(rank)), dealt(whole, rank))
 
 
 def test_a_draw_for_the_batch_as_a_whole_is_common() -> None:
     draws = []
     for rank in range(WORLD):
-        generator = torch.Generator().manual_seed(3)
-        with global_batch(Ranks(rank, WORLD), ROWS):
-            single, order = torch.rand((), generator=generator), torch.randperm(7, generator=generator)
-            draws.append([single, order, torch.rand((4,), generator=generator)])
+        generator = generator_of(rank)
+        single, order = torch.rand((), generator=generator), torch.randperm(7, generator=generator)
+        draws.append([single, order, rand((4,), generator)])
     assert all(torch.equal(first, second) for first, second in zip(*draws, strict=True))
+
+
+def converted(layer: nn.Module, rank: int) -> nn.Module:
+    network = nn.Sequential(layer)
+    convert_layers(network, GlobalBatch(Ranks(rank, WORLD), ROWS))
+    return network
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -69,20 +62,32 @@ def test_dropout_is_that_of_the_whole_batch(layout: torch.memory_format) -> None
     expected = nn.Dropout(0.3)(whole.requires_grad_())
     for rank in range(WORLD):
         torch.manual_seed(1)
-        with global_batch(Ranks(rank, WORLD), ROWS):
-            mine = nn.Dropout(0.3)(dealt(whole, rank).contiguous(memory_format=layout))
+        mine = converted(nn.Dropout(0.3), rank)(dealt(whole, rank).contiguous(memory_format=layout))
         torch.testing.assert_close(mine, dealt(expected, rank))
 
 
 def test_evaluation_and_one_rank_are_left_alone() -> None:
     values = torch.randn(ROWS, 5)
-    norm = nn.BatchNorm1d(5).eval()
-    with global_batch(Ranks(0, WORLD), ROWS):
-        assert torch.equal(F.dropout(values, 0.5, training=False), values)
-        assert torch.equal(norm(values), norm(values))
-    with global_batch(Ranks(), ROWS):
-        drawn = torch.rand(ROWS, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(drawn, torch.rand(ROWS, generator=torch.Generator().manual_seed(0)))
+    norm, dropout = nn.BatchNorm1d(5), nn.Dropout(0.5)
+    expected = norm.eval()(values)
+    assert torch.equal(converted(norm, 0).eval()(values), expected)
+    assert torch.equal(converted(dropout, 0).eval()(values), values)
+    network = nn.Sequential(norm, dropout)
+    convert_layers(network, GlobalBatch(Ranks(), ROWS))
+    assert network[0] is norm and network[1] is dropout
+    generator = GlobalBatch(Ranks(), ROWS).generator(0, torch.device("cpu"))
+    assert torch.equal(rand((ROWS,), generator), torch.rand(ROWS, generator=torch.Generator().manual_seed(0)))
+
+
+def test_a_converted_layer_keeps_its_weights_its_names_and_its_sharing() -> None:
+    norm = nn.BatchNorm2d(4)
+    first, second = nn.Sequential(norm), nn.Sequential(norm)
+    network = nn.ModuleDict({"first": first, "second": second})
+    before = network.state_dict(keep_vars=True)
+    convert_layers(network, GlobalBatch(Ranks(0, WORLD), ROWS))
+    after = network.state_dict(keep_vars=True)
+    assert list(before) == list(after) and all(before[name] is after[name] for name in before)
+    assert first[0] is second[0] is not norm
 
 
 def _network(affine: bool) -> nn.Module:
@@ -106,8 +111,8 @@ def test_batch_norms_normalise_over_all_ranks(affine: bool) -> None:
     def work() -> dict[str, Tensor]:
         ranks = Ranks.from_environment()
         network, images = _network(affine), whole[ranks.rank :: ranks.world].clone().requires_grad_()
-        with global_batch(ranks, len(images)):
-            result = network(images)
+        convert_layers(network, GlobalBatch(ranks, len(images)))
+        result = network(images)
         (result * weights[ranks.rank :: ranks.world]).sum().backward()
         assert images.grad is not None
         gradients = {n: ranks.sum_(p.grad.clone()) for n, p in network.named_parameters() if p.grad is not None}
@@ -130,21 +135,20 @@ def test_a_mean_over_the_batch_has_the_gradient_of_one_process() -> None:
     """A ratio of means: neither the ratio of one rank's means nor its gradient will do."""
     whole = torch.tensor([1.0, 5.0, 2.0, 9.0])
 
-    def loss(values: Tensor) -> Tensor:
-        return batch_mean(values.square().mean()) / batch_mean(values.mean())
+    def loss(values: Tensor, generator: torch.Generator) -> Tensor:
+        return batch_mean(values.square().mean(), generator) / batch_mean(values.mean(), generator)
 
     def work() -> dict[str, Tensor]:
         ranks = Ranks.from_environment()
         mine = whole[ranks.rank :: 2].clone().requires_grad_()
-        with global_batch(ranks, 2):
-            value = loss(mine)
+        value = loss(mine, GlobalBatch(ranks, 2).generator(0, torch.device("cpu")))
         value.backward()
         assert mine.grad is not None
         # as the gradients of weights are averaged over ranks
         return {"loss": value.detach(), "gradient": mine.grad / ranks.world}
 
     alone = whole.clone().requires_grad_()
-    expected = loss(alone)
+    expected = loss(alone, torch.Generator())
     expected.backward()
     assert alone.grad is not None
     for rank, found in enumerate(on_ranks(2, work)):

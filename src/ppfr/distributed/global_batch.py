@@ -1,134 +1,165 @@
-"""One batch spread over ranks that computes as if it lay on one: random draws, batch norms, means."""
+"""A batch that is spread over ranks and computes as if it lay on one: random draws, batch norm, dropout, means.
+
+The global batch holds image `i` of rank `r` at position `i * world + r`, as `ppfr.data.batches` deals images out. With
+the same seed, losses, statistics and gradients are those of one process that holds the whole batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 from ppfr.distributed.process_group import Ranks
 
-_CURRENT: ContextVar[Ranks | None] = ContextVar("ranks of the global batch", default=None)
+
+@dataclass
+class GlobalBatch:
+    """The batch of one step over all `ranks`, of which this rank holds `rows` images."""
+
+    ranks: Ranks
+    rows: int = 0
+
+    def generator(self, seed: int, device: torch.device) -> torch.Generator:
+        """A generator for the draws of one step; `seed` must be the same on all ranks."""
+        generator = BatchGenerator(device) if self.ranks.several else torch.Generator(device)
+        if isinstance(generator, BatchGenerator):
+            generator.batch = self
+        return generator.manual_seed(seed)
+
+    def holds(self, length: int) -> bool:
+        """Whether a first axis of this length counts the images of this rank, or a multiple of them."""
+        return self.ranks.several and length > 0 and length % self.rows == 0
+
+    def own(self, values: Tensor) -> Tensor:
+        """The rows of this rank's images among those of the whole batch, several consecutive rows an image if so."""
+        each = len(values) // (self.rows * self.ranks.world)
+        images = values.reshape(-1, each, *values.shape[1:])
+        return images[self.ranks.rank :: self.ranks.world].flatten(0, 1)
 
 
-def global_batch(ranks: Ranks, rows: int) -> AbstractContextManager[object]:
-    """A block in which a forward pass over `rows` images of this rank takes part in one over all ranks' images.
+class BatchGenerator(torch.Generator):
+    """A generator that knows the global batch its draws belong to; `rand`, `randn` and `randint` ask it."""
 
-    The global batch holds image `i` of rank `r` at position `i * world + r`, as `ppfr.data.batches` deals them out.
-
-    - A draw (`torch.rand`, `randn`, `randint`, `bernoulli`, dropout) whose first axis counts images, or a multiple of
-      them, is drawn for the whole batch, the same on every rank, and each rank takes its images' rows: the draw
-      belongs to the image's place in the batch. Any other draw is common to all ranks. Generators must be seeded alike.
-    - A batch norm in training mode normalises by the mean and variance over all ranks and moves its running
-      statistics by them. (torch.nn.SyncBatchNorm does the same on GPUs only.)
-    - `batch_mean` is the mean over all ranks.
-
-    Alone it does nothing at all.
-    """
-    return _GlobalBatch(ranks, rows) if ranks.several else nullcontext()
+    batch: GlobalBatch
 
 
-def batch_mean(mean: Tensor) -> Tensor:
-    """A mean over this rank's images as the mean over the whole batch, with gradient.
+# --- draws ------------------------------------------------------------------------------------------------------------
+# A draw whose first axis counts images is made for the whole batch, alike on every rank, and each rank takes the rows
+# of its images: it belongs to an image's place in the global batch. Any other draw is common to all ranks.
+
+
+def rand(shape: Sequence[int], generator: torch.Generator, device: torch.device | str | None = None) -> Tensor:
+    """Uniform draws in [0,1), float32 of a shape whose first axis counts images."""
+    whole, batch = _whole(shape, generator)
+    return _own(torch.rand(whole, generator=generator, device=device or generator.device), batch)
+
+
+def randn(
+    shape: Sequence[int],
+    generator: torch.Generator,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Standard normal draws of a shape whose first axis counts images."""
+    whole, batch = _whole(shape, generator)
+    return _own(torch.randn(whole, generator=generator, device=device or generator.device, dtype=dtype), batch)
+
+
+def randint(
+    high: int, shape: Sequence[int], generator: torch.Generator, device: torch.device | str | None = None
+) -> Tensor:
+    """Uniform integers 0..high-1, int64 of a shape whose first axis counts images."""
+    whole, batch = _whole(shape, generator)
+    return _own(torch.randint(high, whole, generator=generator, device=device or generator.device), batch)
+
+
+def batch_mean(mean: Tensor, generator: torch.Generator) -> Tensor:
+    """A mean over this rank's images as the mean over the global batch of `generator`, with gradient.
 
     For losses that are no plain mean over images, such as a ratio of two means; a plain mean needs no help.
     """
-    ranks = _CURRENT.get()
-    return mean if ranks is None else ranks.mean_with_gradient(mean)
+    return generator.batch.ranks.mean_with_gradient(mean) if isinstance(generator, BatchGenerator) else mean
 
 
-class _GlobalBatch(TorchFunctionMode):
-    def __init__(self, ranks: Ranks, rows: int) -> None:
-        super().__init__()
-        self.ranks = ranks
-        self.rows = rows
-
-    def __enter__(self) -> _GlobalBatch:
-        self._token = _CURRENT.set(self.ranks)
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        _CURRENT.reset(self._token)
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        given = dict(kwargs or {})
-        if func in (torch.rand, torch.randn):
-            return self._drawn(func, (), args if given.get("size") is None else (given.pop("size"),), given)
-        if func is torch.randint:
-            limits, shape = _split_randint(args, given)
-            return self._drawn(func, limits, (shape,), given)
-        if func in (torch.bernoulli, F.dropout):
-            return self._masked(func, args, given)
-        if func is F.batch_norm:
-            return _normalise(self.ranks, *args, **given)
-        return func(*args, **given)
-
-    def _drawn(self, func: Callable[..., Tensor], before: tuple[Any, ...], size: Sequence[Any], given: Any) -> Tensor:
-        shape = tuple(size[0]) if len(size) == 1 and isinstance(size[0], Sequence) else tuple(size)
-        if not shape or not shape[0] or shape[0] % self.rows:
-            return func(*before, shape, **given)
-        return self._mine(func(*before, (shape[0] * self.ranks.world, *shape[1:]), **given))
-
-    def _mine(self, drawn: Tensor) -> Tensor:
-        each = len(drawn) // (self.rows * self.ranks.world)
-        images = drawn.reshape(-1, each, *drawn.shape[1:])
-        return images[self.ranks.rank :: self.ranks.world].flatten(0, 1)
-
-    def _masked(self, func: Callable[..., Tensor], args: Sequence[Any], given: dict[str, Any]) -> Tensor:
-        """Draws over a tensor that is there already: `bernoulli` of probabilities, dropout of activations."""
-        values: Tensor = args[0] if args else given.pop("input")
-        rest = args[1:]
-        training = func is torch.bernoulli or given.get("training", rest[1] if len(rest) > 1 else True)
-        if not training or not values.ndim or not len(values) or len(values) % self.rows:
-            untouched: Tensor = func(values, *rest, **given)
-            return untouched
-        if func is torch.bernoulli:
-            drawn = self._drawn(torch.rand, (), (values.shape,), {**given, "device": values.device})
-            return (drawn < values).to(values.dtype)
-        layout = torch.channels_last if values.ndim == 4 and _is_channels_last(values) else torch.contiguous_format
-        everyone = values.new_ones((len(values) * self.ranks.world, *values.shape[1:])).contiguous(memory_format=layout)
-        rate = given.get("p", rest[0] if rest else 0.5)
-        kept: Tensor = values * self._mine(F.dropout(everyone, rate, True))
-        return kept
+def _whole(shape: Sequence[int], generator: torch.Generator) -> tuple[tuple[int, ...], GlobalBatch | None]:
+    batch = generator.batch if isinstance(generator, BatchGenerator) else None
+    if batch is None or not shape or not batch.holds(shape[0]):
+        return tuple(shape), None
+    return (shape[0] * batch.ranks.world, *shape[1:]), batch
 
 
-def _is_channels_last(values: Tensor) -> bool:
-    return values.is_contiguous(memory_format=torch.channels_last) and not values.is_contiguous()
+def _own(drawn: Tensor, batch: GlobalBatch | None) -> Tensor:
+    return drawn if batch is None else batch.own(drawn)
 
 
-def _split_randint(args: Sequence[Any], given: dict[str, Any]) -> tuple[tuple[int, ...], Sequence[int]]:
-    """The limits and the shape of a call of `torch.randint`, which takes them in several ways."""
-    values = list(args)
-    shape = given.pop("size") if "size" in given else values.pop()
-    low = given.pop("low", None)
-    high = given.pop("high", None)
-    return tuple(limit for limit in (low, *values, high) if limit is not None), shape
+# --- layers that look at the whole batch ----------------------------------------------------------------------------
+def convert_layers(module: nn.Module, batch: GlobalBatch) -> None:
+    """Replace every batch norm and dropout below `module` by one over the global batch; weights stay the same objects.
+
+    In evaluation mode, and in state dicts, nothing changes. (torch's SyncBatchNorm does this for GPUs only.)
+    """
+    if not batch.ranks.several:
+        return
+    replaced: dict[int, nn.Module] = {}
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            kind = _CONVERTED.get(type(child))
+            if kind is not None:
+                if id(child) not in replaced:
+                    layer = kind.__new__(kind)
+                    # the same tables of parameters and buffers, so that both names lead to the same weights
+                    layer.__dict__ = {**child.__dict__, "batch": batch}
+                    replaced[id(child)] = layer
+                setattr(parent, name, replaced[id(child)])
 
 
-def _normalise(
-    ranks: Ranks,
-    values: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """`torch.nn.functional.batch_norm` over the images of all ranks."""
-    if not training:
-        return F.batch_norm(values, running_mean, running_var, weight, bias, False, momentum, eps)
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """Batch normalisation of (B,C) or (B,C,L) by mean and variance over the images of all ranks."""
+
+    batch: GlobalBatch
+
+    def forward(self, values: Tensor) -> Tensor:
+        return _batch_norm(self, values) if self.training else super().forward(values)
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation of (B,C,H,W) by mean and variance over the images of all ranks."""
+
+    batch: GlobalBatch
+
+    def forward(self, values: Tensor) -> Tensor:
+        return _batch_norm(self, values) if self.training else super().forward(values)
+
+
+class GlobalDropout(nn.Dropout):
+    """Dropout whose draws, from torch's global generator, are for the whole batch."""
+
+    batch: GlobalBatch
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training or not self.batch.holds(len(values)):
+            return super().forward(values)
+        last = values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last and not values.is_contiguous() else torch.contiguous_format
+        shape = (len(values) * self.batch.ranks.world, *values.shape[1:])
+        kept = F.dropout(values.new_ones(shape).contiguous(memory_format=layout), self.p, True)
+        return values * self.batch.own(kept)
+
+
+_CONVERTED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: GlobalBatchNorm1d,
+    nn.BatchNorm2d: GlobalBatchNorm2d,
+    nn.Dropout: GlobalDropout,
+}
+
+
+def _batch_norm(layer: GlobalBatchNorm1d | GlobalBatchNorm2d, values: Tensor) -> Tensor:
+    ranks = layer.batch.ranks
     axes = [0, *range(2, values.ndim)]
     with torch.no_grad():
         count = values.numel() // values.shape[1]
@@ -138,10 +169,13 @@ def _normalise(
         mean = means.mean(0)
         var = variances.mean(0) + (means - mean).square().mean(0)
         total = count * ranks.world
-        if running_mean is not None and running_var is not None:
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((var * total / max(1, total - 1)).to(running_var.dtype), momentum)
-    normalised: Tensor = _BatchNorm.apply(values, weight, bias, mean, var, eps, ranks)  # type: ignore[no-untyped-call]
+        if layer.running_mean is not None and layer.running_var is not None:
+            momentum = 0.1 if layer.momentum is None else layer.momentum
+            layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), momentum)
+            layer.running_var.lerp_((var * total / max(1, total - 1)).to(layer.running_var.dtype), momentum)
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.add_(1)
+    normalised: Tensor = _Normalise.apply(values, layer.weight, layer.bias, mean, var, layer.eps, ranks)  # type: ignore[no-untyped-call]
     return normalised
 
 
@@ -150,7 +184,7 @@ def _wide(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-class _BatchNorm(torch.autograd.Function):
+class _Normalise(torch.autograd.Function):
     """Normalisation by given statistics of the global batch, with their share in the gradient."""
 
     @staticmethod

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from ppfr.distributed.global_batch import randn
 from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
@@ -95,7 +96,7 @@ class ObfuscatingClient(nn.Module):
             targets = network(faces * 2 - 1)
             # the mean square of a target's values becomes 1: weights then mean the same for every recogniser
             unit = targets.square().mean().clamp_min(1e-12).rsqrt()
-            start = 0.5 + 0.25 * torch.randn(faces.shape, generator=generator, device=faces.device)
+            start = 0.5 + 0.25 * randn(faces.shape, generator, faces.device)
         terms: list[LossTerm] = [
             EmbeddingMatch(lambda patterns: network(patterns * 2 - 1) * unit, targets * unit),
             Recovery(key, faces, self.options.recovery_weight),
@@ -259,5 +260,5 @@ def _build_key(options: AVIHOptions, generator: torch.Generator) -> UNet:
 
 def under_noise(faces: Tensor, generator: torch.Generator) -> Tensor:
     """Faces (B,3,H,W) in [0,1] under noise that nearly hides them, in [0,1]: what the key network learns to undo."""
-    noise = torch.randn(faces.shape, generator=generator, device=faces.device)
+    noise = randn(faces.shape, generator, faces.device)
     return (0.5 + _FACE * (faces - 0.5) + _NOISE * noise).clamp(0, 1)

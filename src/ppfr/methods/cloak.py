@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ppfr.distributed.global_batch import randn
 from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
@@ -87,7 +88,7 @@ class CloakClient(nn.Module):
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Cloaked images (B,3,H,W) of images in [-1,1]."""
-        return self.with_noise(images, torch.randn(images.shape, generator=generator, device=images.device))
+        return self.with_noise(images, randn(images.shape, generator, images.device))
 
     def with_noise(self, images: Tensor, unit: Tensor) -> Tensor:
         """As `forward`, with noise made of `unit`, standard normal draws (B,3,H,W)."""

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ppfr.distributed.global_batch import rand
 from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
@@ -64,7 +65,7 @@ class MixingClient(nn.Module):
         weights = draw_weights(count, k, generator, images.device)
         own = torch.arange(count, device=images.device)[:, None]
         if self.options.partners == "cross":
-            ranks = torch.rand((count, len(self.public)), generator=generator, device=images.device)
+            ranks = rand((count, len(self.public)), generator, images.device)
             others = self.public[ranks.argsort(1)[:, : k - 1]]
             shown = Mixture(own, torch.ones_like(weights[:, :1]))
         else:
@@ -73,7 +74,7 @@ class MixingClient(nn.Module):
         mixed = weights[:, 0, None, None, None] * images
         mixed = mixed + (weights[:, 1:, None, None, None] * others).sum(1)
         if self.options.signs:
-            mixed = torch.where(torch.rand(mixed.shape, generator=generator, device=images.device) < 0.5, mixed, -mixed)
+            mixed = torch.where(rand(mixed.shape, generator, images.device) < 0.5, mixed, -mixed)
         return mixed, shown
 
 
@@ -161,7 +162,7 @@ class InstaHide(Method):
 
 def draw_weights(count: int, k: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """Weights (count,k) of sum 1, the largest first, none above 0.65 if there are several."""
-    drawn = torch.rand((count, k), generator=generator, device=device).clamp_min(1e-6)
+    drawn = rand((count, k), generator, device).clamp_min(1e-6)
     weights = (drawn / drawn.sum(1, keepdim=True)).sort(1, descending=True).values
     if k == 1:
         return weights
@@ -176,7 +177,7 @@ def draw_partners(count: int, partners: int, generator: torch.Generator, device:
             f"instahide: {count} images are protected together, fewer than the k = {partners + 1} of a mixture inside; "
             "protect more at a time, or set options.partners=cross"
         )
-    ranks = torch.rand((count, count), generator=generator, device=device)
+    ranks = rand((count, count), generator, device)
     return ranks.fill_diagonal_(2.0).argsort(1)[:, :partners]
 
 

@@ -201,7 +201,7 @@ class MinusFace(Method):
                 "reconstruction": options.reconstruction_weight * (images - (inverse(made) * 2 - 1)).abs().mean(),
             }
             if options.sparsity_weight:
-                losses["sparsity"] = options.sparsity_weight * sparsity(client.latent(coefficients))
+                losses["sparsity"] = options.sparsity_weight * sparsity(client.latent(coefficients), generator)
             return TrainingStep(helper(coefficients - made), losses)
 
         def recogniser_forward(images: Tensor, labels: Tensor, generator: torch.Generator) -> TrainingStep:
@@ -295,8 +295,8 @@ def decode_shuffled(residue: Tensor, permutations: Tensor) -> Tensor:
     return torch.cat([inverse(permute_channels(residue, order)) for order in orders], 1)
 
 
-def sparsity(latent: Tensor) -> Tensor:
+def sparsity(latent: Tensor, generator: torch.Generator) -> Tensor:
     """KL divergence of the latent units' mean activations from 0.05, as in sparse autoencoders (scalar)."""
-    active = batch_mean(torch.sigmoid(latent).mean(dim=(0, 2, 3))).clamp(1e-6, 1 - 1e-6)
+    active = batch_mean(torch.sigmoid(latent).mean(dim=(0, 2, 3)), generator).clamp(1e-6, 1 - 1e-6)
     wanted = torch.full_like(active, _SPARSE)
     return (wanted * (wanted / active).log() + (1 - wanted) * ((1 - wanted) / (1 - active)).log()).sum()

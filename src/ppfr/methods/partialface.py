@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ppfr.distributed.global_batch import randint
 from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
@@ -114,7 +115,7 @@ class PartialFace(Method):
 
     # --- client -------------------------------------------------------------------------------------------------
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        kinds = torch.randint(SUBSETS * ORDERS, (len(images),), generator=generator, device=images.device)
+        kinds = randint(SUBSETS * ORDERS, (len(images),), generator, images.device)
         return {"channels": self._channels(images, kinds)}
 
     def _channels(self, images: Tensor, kinds: Tensor) -> Tensor:
@@ -242,11 +243,11 @@ def draw_training_kinds(labels: Tensor, subsets: int, generator: torch.Generator
 
     With 3 subsets the label modulo 20 picks one of the 20 triples of the 6, in lexicographic order (section 3.4).
     """
-    orders = torch.randint(ORDERS, labels.shape, generator=generator, device=labels.device)
+    orders = randint(ORDERS, labels.shape, generator, labels.device)
     if subsets == SUBSETS:
-        chosen = torch.randint(SUBSETS, labels.shape, generator=generator, device=labels.device)
+        chosen = randint(SUBSETS, labels.shape, generator, labels.device)
     else:
         triples = torch.tensor(list(combinations(range(SUBSETS), TRAINING_SUBSETS)), device=labels.device)
-        choice = torch.randint(TRAINING_SUBSETS, labels.shape, generator=generator, device=labels.device)
+        choice = randint(TRAINING_SUBSETS, labels.shape, generator, labels.device)
         chosen = triples[labels % len(triples), choice]
     return orders + ORDERS * chosen

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ppfr.distributed.global_batch import rand
 from ppfr.methods.common.base import (
     BackboneSpec,
     Method,
@@ -83,7 +84,7 @@ class ChannelGates(nn.Module):
 
     def forward(self, count: int, generator: torch.Generator) -> Tensor:
         """Gates (count,192) of 0 and 1, straight-through: gradients are those of the soft draw."""
-        uniform = torch.rand((count, CHANNELS), generator=generator, device=self.logit.device).clamp(1e-6, 1 - 1e-6)
+        uniform = rand((count, CHANNELS), generator, self.logit.device).clamp(1e-6, 1 - 1e-6)
         soft = torch.sigmoid((self.logit + uniform.logit()) / _TEMPERATURE)
         hard = (soft > 0.5).to(soft)
         return (hard + (soft - soft.detach())) * self.candidate

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from ppfr.distributed.global_batch import randn
 from ppfr.methods.common.base import (
     BackboneSpec,
     Hypothesis,
@@ -77,9 +78,7 @@ class HVIClient(nn.Module):
             network = folded(self.recogniser).requires_grad_(False)
             reader = folded(reading_channel(self.recogniser, PATTERN_CHANNEL)).requires_grad_(False)
             targets = network(self(images.clone()))
-        start = torch.randn(
-            (len(images), *self.pattern_shape), generator=generator, device=images.device, dtype=targets.dtype
-        )
+        start = randn((len(images), *self.pattern_shape), generator, images.device, targets.dtype)
         match = EmbeddingMatch(lambda patterns: reader(centred(patterns, reader.input_size)), targets)
         rule = UpdateRule(iterations=self.options.iterations, stop_at=self.options.stop_at)
         key = hashlib.sha256(targets.cpu().numpy().tobytes()).hexdigest()

@@ -270,7 +270,9 @@ class ProFaceC(Method):
             embedding = server.compensate(blurred, self._simulated(maps, generator))
             with torch.no_grad():
                 clear = trunk(images).float()
-            distance = F.mse_loss(embedding.float(), clear) / batch_mean(clear.square().mean()).clamp_min(1e-12)
+            distance = F.mse_loss(embedding.float(), clear) / batch_mean(clear.square().mean(), generator).clamp_min(
+                1e-12
+            )
             return TrainingStep(embedding, {"similarity": self.options.similarity_weight * distance})
 
         def client_input(images: Tensor, generator: torch.Generator) -> TrunkInput:

@@ -19,7 +19,7 @@ from ppfr.data.batches import Augmentation, Batches
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.data.multi_dataset import JointBatches, JointFaces, split_batch
-from ppfr.distributed.global_batch import global_batch
+from ppfr.distributed.global_batch import GlobalBatch, convert_layers, rand
 from ppfr.distributed.process_group import Ranks
 from ppfr.heads import Head, ShardedHead, build_head
 from ppfr.methods import Method, Mixture, Stage
@@ -87,6 +87,7 @@ class StageTrainer:
             assert targets is not None
             parts["distillation"] = Distillation(size, targets.shape[1], generator)
         self.parts = nn.ModuleDict(parts).to(self.device)
+        self.batch = GlobalBatch(ranks)
         self.parameters = list(self.parts.parameters())
         self.sharded = [part for part in parts.values() if isinstance(part, ShardedHead)]
         scales = {f"stage.{name}": factor for name, factor in stage.rate_scales.items()}
@@ -186,6 +187,7 @@ class StageTrainer:
             task = progress.add_task(
                 f"{self.method.info.name}/{self.stage.name}", total=self.steps, completed=step, note=""
             )
+            convert_layers(self.parts, self.batch)
             self._set_training()
             self._share_gradients()
             stops = False
@@ -312,13 +314,13 @@ class StageTrainer:
     def _losses(self, step: int, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, Tensor]:
         """The forward pass: losses by name, weighted, over this rank's images (those of sharded heads over all)."""
         # every draw of a step follows from its number, so a resumed run repeats what an unbroken one would draw; ranks
-        # share the seed, and `global_batch` gives each the draws of its images
+        # share the seed, and the global batch gives each the draws of its images
         seed = (self.recipe.seed * 101 + self.index) * 1_000_003 + step
-        draws = torch.Generator(self.device).manual_seed(seed)
+        self.batch.rows = len(images)
+        draws = self.batch.generator(seed, self.device)
         with (
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
             torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None),
-            global_batch(self.ranks, len(images)),
         ):
             # dropout layers know only the global generator
             torch.manual_seed(seed)
@@ -326,7 +328,7 @@ class StageTrainer:
             embedding = outcome.embedding.float()
             if self.margin_weight and self.settings.dropout is not None:
                 keep = 1.0 - self.settings.dropout.rate(step // max(1, self.per_epoch))
-                kept = torch.rand(embedding.shape, generator=draws, device=self.device) < keep
+                kept = rand(embedding.shape, draws, self.device) < keep
                 embedding = embedding * kept / keep
         losses = dict(outcome.losses)
         if self.distil_weight:

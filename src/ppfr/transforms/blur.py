@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppfr.distributed.global_batch import rand, randint
 from ppfr.util.errors import ShapeError
 
 OBFUSCATORS = ("gaussian", "median", "pixelate", "hybrid", "black-box", "downscale")
@@ -47,12 +48,12 @@ class BlurRange:
     def draw_sigma(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
         """One sigma an image, (count,)."""
         low, high = self.sigma
-        return low + (high - low) * torch.rand(count, generator=generator, device=device)
+        return low + (high - low) * rand((count,), generator, device)
 
     @staticmethod
     def draw(choices: tuple[int, ...], count: int, generator: torch.Generator, device: torch.device) -> Tensor:
         """One of `choices` an image, (count,)."""
-        chosen = torch.randint(len(choices), (count,), generator=generator, device=device)
+        chosen = randint(len(choices), (count,), generator, device)
         return torch.tensor(choices, device=device)[chosen]
 
 
@@ -180,7 +181,8 @@ def hybrid_blur(images: Tensor, generator: torch.Generator, strength: BlurRange 
     kernels = BlurRange.draw(strength.kernels, count, generator, device)
     blocks = BlurRange.draw(strength.blocks, count, generator, device)
     sides = BlurRange.draw(strength.sides, count, generator, device).tolist()
-    orders = [torch.rand(side * side, generator=generator, device=device).argsort() for side in sides]
+    noise = rand((count, max(strength.sides) ** 2), generator, device)
+    orders = [noise[image, : side * side].argsort() for image, side in enumerate(sides)]
     height, width = images.shape[2:]
     sources = torch.stack([tile_sources(order, (height, width)) for order in orders])
     return combine(median_blur(images, kernels), gaussian_blur(images, sigma), pixelate(images, blocks), sources)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppfr.distributed.global_batch import rand
 from ppfr.util.errors import ShapeError
 
 
@@ -12,7 +13,7 @@ def draw_permutations(
     count: int, channels: int, generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Draw `count` independent, uniform permutations of `channels` channels: int64 (count, channels)."""
-    return torch.rand((count, channels), generator=generator, device=device).argsort(1)
+    return rand((count, channels), generator, device).argsort(1)
 
 
 def permute_channels(features: Tensor, permutations: Tensor) -> Tensor:
