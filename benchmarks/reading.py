@@ -1,4 +1,4 @@
-"""JPEG crops into training batches, from every format, against a straightforward reader; and how a large index opens.
+"""JPEG crops into training batches, from every format, against a straightforward reader; and how a large set opens.
 
 Both are timed in turn, in one process on one core, in seconds of that core (the process's own time, which other
 programs cannot lengthen much); then threads against processes on all cores, by the clock.
@@ -23,14 +23,10 @@ import cv2
 import numpy as np
 
 from ppfr.data.batches import Batches
-from ppfr.data.faceset import FaceSet, Skipped
+from ppfr.data.faceset import FaceSet
 from ppfr.data.formats.convert import convert
 from ppfr.data.formats.listings import open_records
-from ppfr.data.formats.recordfiles import TextPacker
-from ppfr.data.formats.recordio import unpack_image
-from ppfr.data.formats.records import IndexedRecords
-from ppfr.data.formats.rowindex import RowIndex, index_path, save_index, stamps
-from ppfr.data.formats.tfrecord import unpack_record
+from ppfr.data.formats.parquet import ParquetFile
 from ppfr.data.images import usable_cores
 from ppfr.data.sources import open_faces
 
@@ -39,7 +35,7 @@ SIZE = 112
 
 
 class PlainReader:
-    """A file, a seek, OpenCV, a stack: what a Dataset without much thought does."""
+    """One image after the other with OpenCV, and a stack: a plain Dataset."""
 
     def __init__(self, path: Path) -> None:
         self.records = open_records(path)
@@ -48,15 +44,7 @@ class PlainReader:
         return np.stack([self.image(row) for row in indices.tolist()])
 
     def image(self, row: int) -> np.ndarray:
-        if isinstance(self.records, IndexedRecords):
-            index = self.records.index
-            with open(index.files[index.shards[row]], "rb") as stream:
-                stream.seek(int(index.offsets[row]))
-                record = stream.read(int(index.sizes[row]))
-            data = (unpack_image if self.records.path.suffix == ".rec" else unpack_record)(record).image
-        else:
-            data = self.records.data(row)
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(self.records.data(row), np.uint8), cv2.IMREAD_COLOR)
         assert image is not None
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
@@ -142,39 +130,23 @@ def compare_workers(path: Path, repeats: int) -> None:
     print(f"\n{cores} cores, {path.suffix}: threads {threads:,.0f} a second, processes {processes:,.0f}")
 
 
-# --- a large index ---------------------------------------------------------------------------------------------------
+# --- a large set -----------------------------------------------------------------------------------------------------
 
 
-def write_large_index(folder: Path, rows: int) -> Path:
-    """An index of random rows, such as ten million faces would have: positions, labels, names, identities."""
-    rng = np.random.default_rng(0)
-    people = max(1, rows // 20)
-    path = folder / "large.txt"
-    path.write_text("stands for the lines of the text index\n")
-    names = TextPacker()
+def write_large_set(folder: Path, rows: int) -> Path:
+    """A Parquet file of so many rows with the names and people of faces, and a few bytes for each image."""
+    path = folder / "large.parquet"
+    file = ParquetFile(path)
     for row in range(rows):
-        names.add(f"{row // 20:07d}/{row:08d}.jpg")
-    index = RowIndex(
-        files=[folder / "large" / "large-00000.tfrecord"],
-        shards=np.zeros(rows, np.int32),
-        offsets=np.arange(rows, dtype=np.int64) * 5400,
-        sizes=rng.integers(3000, 8000, rows, np.uint32),
-        labels=np.arange(rows, dtype=np.int64) // 20,
-        checks=rng.integers(0, 1 << 32, rows, np.uint32),
-        identities=[f"{person:07d}" for person in range(people)],
-        names=names.texts(),
-        oblong=np.empty(0, np.int64),
-        skipped=[Skipped("one", "broken")],
-        stamped=stamps(folder, [path]),
-    )
-    save_index(index_path(path), index, folder)
+        file.add(f"{row // 20:07d}/{row:08d}.jpg", f"{row // 20:07d}", b"no image", square=True)
+    file.close()
     return path
 
 
 def memory() -> dict[str, int]:
     """kB of this process: the most resident so far (`ru_maxrss` would begin with the parent's), and private ones now.
 
-    Private are those that no file holds; the system can take back the index file's pages whenever it needs them.
+    Private are those that no file holds; the system can take back a file's pages whenever it needs them.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     kept = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines) if "kB" in value}
@@ -197,15 +169,14 @@ def open_large(path: Path) -> None:
 
 
 def measure_large(folder: Path, rows: int, repeats: int) -> None:
-    path = write_large_index(folder, rows)
+    path = write_large_set(folder, rows)
     runs = []
     for _ in range(repeats):
-        told = subprocess.run([sys.executable, __file__, "--open", path], capture_output=True, text=True, check=True)
-        runs.append(json.loads(told.stdout))
+        child = subprocess.run([sys.executable, __file__, "--open", path], capture_output=True, text=True, check=True)
+        runs.append(json.loads(child.stdout))
     found = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-    size = index_path(path).stat().st_size / 1e6
     print(
-        f"\nan index of {rows:,} rows ({size:,.0f} MB) opens in {found['opened']:.2f} s of a core, "
+        f"\na set of {rows:,} rows opens in {found['opened']:.2f} s of a core, "
         f"an epoch's order takes {found['epoch']:.2f} s\n{'MB of the process':<20}{'before':>8}{'open':>8}{'epoch':>8}"
     )
     for kind, title in (("resident", "resident at most"), ("private", "private")):
@@ -216,7 +187,7 @@ def measure_large(folder: Path, rows: int, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="Real crops, in any format; synthetic ones without.")
-    parser.add_argument("--rows", type=int, default=10_000_000, help="Rows of the large index.")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="Rows of the large set.")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -228,17 +199,12 @@ def main() -> None:
         folder = Path(name)
         convert(options.data or make_crops(folder / "crops"), folder / "faces")
         sets = {"folder": folder / "faces"}
-        for title, suffix in (("TFRecord", ".txt"), ("RecordIO", ".rec")):
+        for title, suffix in (("TFRecord", ".txt"), ("Parquet", ".parquet")):
             sets[title] = folder / title / f"faces{suffix}"
             done = convert(folder / "faces", sets[title])
         print(f"{done.images:,} crops of {done.image_bytes / done.images:,.0f} bytes\n")
         compare_formats(sets, options.repeats)
-        began = time.process_time()
-        index_path(sets["TFRecord"]).unlink()
-        open_records(sets["TFRecord"])
-        made = done.images / (time.process_time() - began)
-        print(f"\nmaking the index of a set, once: {made:,.0f} records a second of a core")
-        compare_workers(sets["TFRecord"], options.repeats)
+        compare_workers(sets["Parquet"], options.repeats)
         measure_large(folder, options.rows, options.repeats)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from ppfr.data.formats.convert import convert
+from support.recordio import RecordIOSet
 
 
 def tiny_image(number: int, suffix: str = ".jpg") -> bytes:
@@ -36,10 +38,20 @@ def face_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def face_sets(face_folder: Path) -> dict[str, Path]:
-    """The same set in every format, by its suffix; each in a folder of its own."""
+    """The same set in every format that is read, by its suffix; each in a folder of its own."""
     sets = {"": face_folder}
-    for suffix in (".csv", ".txt", ".rec"):
+    for suffix in (".parquet", ".txt"):
         sets[suffix] = face_folder.parent / f"set{suffix}" / f"faces{suffix}"
         sets[suffix].parent.mkdir()
         convert(face_folder, sets[suffix])
+    sets[".csv"] = face_folder.parent / "set.csv" / "faces.csv"
+    shutil.copytree(face_folder, face_folder.parent / "set.csv" / "faces")
+    files = sorted(file for file in face_folder.rglob("*") if file.is_file())
+    lines = [f"faces/{file.parent.name}/{file.name},{file.parent.name}" for file in files]
+    sets[".csv"].write_text("\n".join(["path,identity", *lines]) + "\n")
+    people = sorted({file.parent.name for file in files})
+    records = RecordIOSet(face_folder.parent / "set.rec" / "faces.rec")
+    for key, file in enumerate(files):
+        records.add(key, (float(people.index(file.parent.name)),), file.read_bytes())
+    sets[".rec"] = records.write()
     return sets

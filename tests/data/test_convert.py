@@ -10,21 +10,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppfr.data.formats import writers
-from ppfr.data.formats.convert import convert
+from ppfr.data.formats import parquet, writers
+from ppfr.data.formats.convert import CheckedImages, convert
 from ppfr.data.formats.listings import open_records
-from ppfr.data.formats.recordio import LARGEST_LABEL, unpack_content
-from ppfr.data.formats.writers import FolderWriter, RecordIOWriter, TFRecordWriter
+from ppfr.data.formats.parquet import SCHEMA
+from ppfr.data.formats.writers import FolderWriter, ParquetWriter, TFRecordWriter
 from ppfr.data.sources import open_faces
 from ppfr.util.errors import DataError
 from support.commands import ppfr_command
 
-SUFFIXES = ("", ".csv", ".txt", ".rec")
+READ = ("", ".csv", ".parquet", ".txt", ".rec")
+WRITTEN = ("", ".parquet", ".txt")
 
 
 def entries(source: Path) -> list[tuple[str, str, bytes]]:
@@ -37,30 +40,36 @@ def entries(source: Path) -> list[tuple[str, str, bytes]]:
     ]
 
 
+def named(path: Path) -> Path:
+    """Where a set has its names: TFRecord's are in the index of images, beside the one of labels."""
+    return path.with_suffix("") / f"{path.stem}.index" if path.suffix == ".txt" else path
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Everything below a folder but the compiled indices."""
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in folder.rglob("*")
-        if file.is_file() and file.suffix != ".ppfr-index"
-    }
+    """Everything below a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("there", SUFFIXES)
-@pytest.mark.parametrize("here", SUFFIXES)
+@pytest.mark.parametrize("there", WRITTEN)
+@pytest.mark.parametrize("here", READ)
 def test_all_pairs_of_formats(face_sets: dict[str, Path], tmp_path: Path, here: str, there: str):
     done = convert(face_sets[here], tmp_path / f"out{there}", strict=True)
-    assert entries(tmp_path / f"out{there}") == entries(face_sets[here])
+    source, made = entries(face_sets[here]), entries(named(tmp_path / f"out{there}"))
+    if here in {".txt", ".rec"}:
+        # they hold no names
+        assert [entry[1:] for entry in made] == [entry[1:] for entry in source]
+        assert {person for _, person, _ in made} == {"0", "1", "2"}
+    else:
+        assert made == source
     assert (done.images, done.people, done.skipped, done.resumed_at) == (8, 3, [], 0)
-    assert done.image_bytes == sum(len(image) for _, _, image in entries(face_sets[here]))
+    assert done.image_bytes == sum(len(image) for _, _, image in source)
     one, other = open_faces(face_sets[here], size=16), open_faces(tmp_path / f"out{there}", size=16)
     np.testing.assert_array_equal(one.images(), other.images())
     np.testing.assert_array_equal(one.labels, other.labels)
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".rec"])
-def test_any_people_names_and_orders(suffix: str, tmp_path_factory: pytest.TempPathFactory, image_bytes: Callable):
+def test_any_people_and_names_in_parquet(tmp_path_factory: pytest.TempPathFactory, image_bytes: Callable):
     names = st.text(st.characters(codec="utf-8", exclude_characters="\0/\r\n"), min_size=1, max_size=8)
     names = names.map(str.strip).filter(lambda name: name not in {"", ".", ".."})
 
@@ -73,16 +82,15 @@ def test_any_people_names_and_orders(suffix: str, tmp_path_factory: pytest.TempP
             (root / f"{row}.png").write_bytes(image_bytes(row % 3, ".png"))
             rows.append(f'{row}.png,"{person.replace(chr(34), chr(34) * 2)}"')
         (root / "list.csv").write_text("\n".join(rows) + "\n")
-        convert(root / "list.csv", root / f"set{suffix}", strict=True)
-        assert entries(root / f"set{suffix}") == entries(root / "list.csv")
-        assert [person for _, person, _ in entries(root / f"set{suffix}")] == people
+        convert(root / "list.csv", root / "set.parquet", strict=True)
+        assert entries(root / "set.parquet") == entries(root / "list.csv")
+        assert [person for _, person, _ in entries(root / "set.parquet")] == people
         shutil.rmtree(root)
 
     check()
 
 
-@pytest.mark.parametrize("suffix", ["", ".csv"])
-def test_any_people_and_names_in_files(suffix: str, tmp_path_factory: pytest.TempPathFactory, image_bytes: Callable):
+def test_any_people_and_names_in_folders(tmp_path_factory: pytest.TempPathFactory, image_bytes: Callable):
     """Folders hold fewer names than records do, and sort them."""
     letters = st.characters(codec="utf-8", exclude_categories=["Cc", "Zs", "Zl", "Zp"], exclude_characters="/\\.")
     names = st.text(letters, min_size=1, max_size=8)
@@ -94,9 +102,9 @@ def test_any_people_and_names_in_files(suffix: str, tmp_path_factory: pytest.Tem
         for (person, name), number in images.items():
             (root / "in" / person).mkdir(parents=True, exist_ok=True)
             (root / "in" / person / f"{name}.png").write_bytes(image_bytes(number, ".png"))
-        convert(root / "in", root / f"out{suffix}", strict=True)
+        convert(root / "in", root / "out", strict=True)
         expected = sorted((f"{name}.png", person, image_bytes(n, ".png")) for (person, name), n in images.items())
-        assert sorted(entries(root / f"out{suffix}")) == expected
+        assert sorted(entries(root / "out")) == expected
         shutil.rmtree(root)
 
     check()
@@ -113,7 +121,7 @@ class TestNames:
         assert sorted(file.name for file in (tmp_path / "out" / "one").iterdir()) == ["x-1-.png", "x-1.png", "x.png"]
         assert (tmp_path / "out/one/x-1.png").read_bytes() == image_bytes(2, ".png")
 
-    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize("suffix", WRITTEN)
     def test_that_are_not_utf8(self, tmp_path: Path, suffix: str, image_bytes: Callable[..., bytes]):
         odd = os.fsdecode(b"M\xfcller.png")
         (tmp_path / "in" / "abe").mkdir(parents=True)
@@ -122,26 +130,23 @@ class TestNames:
         before = entries(tmp_path / "in")
         done = convert(tmp_path / "in", tmp_path / f"out{suffix}")
         assert (done.images, done.skipped) == (3, [])
-        # the list is UTF-8: there the file is named by its number
+        # Parquet's strings are UTF-8: there the file is named by its number
         kept = [
-            (f"{row:08d}.png" if suffix == ".csv" and entry[0] == odd else entry[0], *entry[1:])
+            (f"{row:08d}.png" if suffix == ".parquet" and entry[0] == odd else entry[0], *entry[1:])
             for row, entry in enumerate(before)
         ]
-        assert entries(tmp_path / f"out{suffix}") == kept
+        assert entries(named(tmp_path / f"out{suffix}")) == kept
         assert len(open_faces(tmp_path / f"out{suffix}", size=16)) == 3
 
     def test_of_images_without_any(self, face_sets: dict[str, Path], tmp_path: Path):
-        shutil.copytree(face_sets[".rec"].parent, tmp_path / "set")
-        (tmp_path / "set" / "faces.names.csv").unlink()
-        convert(tmp_path / "set" / "faces.rec", tmp_path / "out")
+        convert(face_sets[".rec"], tmp_path / "out")
         found = sorted(str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*.*"))
         assert found[:3] == ["0/00000000.jpg", "0/00000001.png", "0/00000002.jpg"]
 
     @pytest.mark.parametrize("person", ["..", ".hidden", "a//b", "tab\there", "x" * 256, "back\\slash"])
     def test_that_no_folder_can_have(self, person: str):
-        for kind in (FolderWriter, writers.CsvWriter):
-            with pytest.raises(DataError, match=r"cannot be the name of a folder; convert to \.txt or \.rec"):
-                kind.check([person])
+        with pytest.raises(DataError, match=r"cannot be the name of a folder; convert to \.parquet"):
+            FolderWriter.check([person])
 
     def test_that_no_folder_can_have_together(self):
         with pytest.raises(DataError, match="'a/b' would lie in the folder of identity 'a'"):
@@ -155,47 +160,48 @@ class TestNames:
     def test_groups_of_people(self, face_folder: Path, tmp_path: Path):
         shutil.copytree(face_folder, tmp_path / "in" / "African")
         shutil.copytree(face_folder, tmp_path / "in" / "Asian")
-        convert(tmp_path / "in", tmp_path / "set.rec")
-        convert(tmp_path / "set.rec", tmp_path / "out")
-        assert open_records(tmp_path / "set.rec").identities[0] == "African/abe"
+        convert(tmp_path / "in", tmp_path / "set.parquet")
+        convert(tmp_path / "set.parquet", tmp_path / "out")
+        assert open_records(tmp_path / "set.parquet").identities[0] == "African/abe"
         assert files_of(tmp_path / "out") == files_of(tmp_path / "in")
 
 
 class TestLayouts:
-    def test_insightfaces_header(self, face_sets: dict[str, Path]):
-        offsets = [int(line.split("\t")[1]) for line in face_sets[".rec"].with_suffix(".idx").read_text().splitlines()]
-        data = face_sets[".rec"].read_bytes()
-        found = [unpack_content(data[a:b]) for a, b in zip(offsets, [*offsets[1:], len(data)], strict=True)]
-        assert found[0][:2] == (2, (9, 12))
-        assert [content.labels for content in found[1:9]] == [(0,)] * 3 + [(1,)] * 2 + [(2,)] * 3
-        assert [content.key for content in found] == [0, *range(1, 12)]
-        assert [content.labels for content in found[9:]] == [(1, 4), (4, 6), (6, 9)]
+    def test_parquet_for_other_programs(self, face_folder: Path, tmp_path: Path):
+        convert(face_folder, tmp_path / "set.parquet")
+        table = pq.read_table(tmp_path / "set.parquet")
+        assert table.schema.equals(SCHEMA)
+        assert list(zip(table["identity"].to_pylist(), table["image"].to_pylist(), strict=True)) == [
+            entry[1:] for entry in entries(face_folder)
+        ]
+        assert table["path"][0].as_py() == "abe/1.jpg"
 
-    def test_no_header_where_people_alternate(self, face_folder: Path, tmp_path: Path):
-        lines = ["path,identity", "faces/abe/1.jpg,abe", "faces/bea/1.jpg,bea", "faces/abe/3.jpg,abe"]
-        shutil.copytree(face_folder, tmp_path / "faces")
-        (tmp_path / "list.csv").write_text("\n".join(lines))
-        convert(tmp_path / "list.csv", tmp_path / "set.rec")
-        assert (tmp_path / "set.idx").read_text().startswith("0\t0\n1\t")
-        assert open_records(tmp_path / "set.rec").labels.tolist() == [0, 1, 0]
+    def test_row_groups(self, face_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(parquet, "_GROUP_ROWS", 3)
+        convert(face_folder, tmp_path / "rows.parquet")
+        monkeypatch.setattr(parquet, "_GROUP_BYTES", 1500)
+        convert(face_folder, tmp_path / "bytes.parquet")
+        for name, groups in (("rows.parquet", 3), ("bytes.parquet", 4)):
+            assert pq.ParquetFile(tmp_path / name).num_row_groups == groups
+            assert entries(tmp_path / name) == entries(face_folder)
+
+    def test_parquet_that_is_another_programs(self, tmp_path: Path):
+        pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "set.parquet")
+        with pytest.raises(DataError, match="has the columns image; expected the Parquet file of faces that ppfr"):
+            open_records(tmp_path / "set.parquet")
+        (tmp_path / "set.parquet").write_bytes(b"no Parquet")
+        with pytest.raises(DataError, match="cannot be read as Parquet"):
+            open_records(tmp_path / "set.parquet")
 
     def test_shards_and_both_indices(self, face_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(writers, "SHARD_BYTES", 2000)
         convert(face_folder, tmp_path / "set.txt")
         shards = sorted(file.name for file in (tmp_path / "set").glob("*.tfrecord"))
         assert shards[0] == "set-00000.tfrecord" and len(shards) > 2
-        assert entries(tmp_path / "set.txt") == entries(face_folder)
+        assert [image for *_, image in entries(tmp_path / "set.txt")] == [image for *_, image in entries(face_folder)]
         assert entries(tmp_path / "set" / "set.index") == entries(face_folder)
         last = (tmp_path / "set.txt").read_text().splitlines()[-1].split("\t")
         assert last[:2] == ["set", str(len(shards) - 1)]
-
-    def test_more_people_than_float_labels(self):
-        class Many(list[str]):
-            def __len__(self) -> int:
-                return LARGEST_LABEL + 1
-
-        with pytest.raises(DataError, match=r"16,777,217 identities; .* exact up to 16,777,216"):
-            RecordIOWriter.check(Many())
 
 
 class TestBroken:
@@ -207,12 +213,12 @@ class TestBroken:
         (tmp_path / "in" / "bea" / "b.PNG").write_bytes(b"")
         return tmp_path / "in"
 
-    @pytest.mark.parametrize("suffix", SUFFIXES)
-    def test_images_are_left_out_and_told(self, source: Path, tmp_path: Path, suffix: str):
+    @pytest.mark.parametrize("suffix", WRITTEN)
+    def test_images_are_left_out_and_listed(self, source: Path, tmp_path: Path, suffix: str):
         done = convert(source, tmp_path / f"out{suffix}")
         assert (done.images, done.people) == (5, 2)
         assert [skip.reason for skip in done.skipped] == ["not an image that OpenCV can decode"] + ["empty file"] * 2
-        assert [name for name, _, _ in entries(tmp_path / f"out{suffix}")] == [
+        assert [name for name, _, _ in entries(named(tmp_path / f"out{suffix}"))] == [
             "1.jpg",
             "3.jpg",
             "x.jpg",
@@ -239,53 +245,47 @@ class Stop(BaseException):
     """What nothing catches."""
 
 
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[writers.Writer], int], None]:
-    """Make a writer stop at its n-th image."""
+def stop_at(monkeypatch: pytest.MonkeyPatch, kind: type, method: str, count: int) -> None:
+    """Interrupt at call `count`, counted from 1, of a method."""
+    call, left = getattr(kind, method), [count]
 
-    def arrange(kind: type[writers.Writer], count: int) -> None:
-        add = kind.add
-        left = [count]
+    def stops(self: object, *arguments: object) -> object:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Stop
+        return call(self, *arguments)
 
-        def limited(self: writers.Writer, entry: writers.Entry) -> None:
-            if not left[0]:
-                # what was written since the checkpoint is on disk, as after a kill
-                self.sizes()
-                raise Stop
-            left[0] -= 1
-            add(self, entry)
-
-        monkeypatch.setattr(kind, "add", limited)
-
-    return arrange
+    monkeypatch.setattr(kind, method, stops)
 
 
-KINDS = {"": FolderWriter, ".csv": writers.CsvWriter, ".txt": TFRecordWriter, ".rec": RecordIOWriter}
+KINDS = {"": FolderWriter, ".parquet": ParquetWriter, ".txt": TFRecordWriter}
 
 
 class TestResume:
-    @pytest.mark.parametrize("suffix", SUFFIXES)
-    @pytest.mark.parametrize("count", [0, 1, 3, 4, 7])
+    @pytest.mark.parametrize("suffix", WRITTEN)
+    @pytest.mark.parametrize(
+        ("method", "count", "resumed"),
+        [*(("__call__", n, 3 * (n - 1)) for n in (1, 2, 3)), *(("add", n, 8) for n in (1, 4, 8)), ("close", 1, 8)],
+    )
     def test_what_follows_is_what_would_have_followed(
         self,
         face_folder: Path,
         tmp_path: Path,
         suffix: str,
+        method: str,
         count: int,
-        stop_after: Callable[[type[writers.Writer], int], None],
+        resumed: int,
         monkeypatch: pytest.MonkeyPatch,
     ):
         monkeypatch.setattr(writers, "SHARD_BYTES", 2000)
-        convert(face_folder, tmp_path / "whole" / f"out{suffix}", checkpoint=3)
-        with monkeypatch.context():
-            stop_after(KINDS[suffix], count)
+        convert(face_folder, tmp_path / "whole" / f"out{suffix}", chunk=3)
+        with monkeypatch.context() as patched:
+            stop_at(patched, CheckedImages if method == "__call__" else KINDS[suffix], method, count)
             with pytest.raises(Stop):
-                convert(face_folder, tmp_path / "stopped" / f"out{suffix}", checkpoint=3)
+                convert(face_folder, tmp_path / "stopped" / f"out{suffix}", chunk=3)
         assert [file.name for file in (tmp_path / "stopped").iterdir()] == [f".out{suffix}.converting"]
-        monkeypatch.undo()
-        monkeypatch.setattr(writers, "SHARD_BYTES", 2000)
-        done = convert(face_folder, tmp_path / "stopped" / f"out{suffix}", checkpoint=3)
-        assert done.resumed_at == count // 3 * 3
+        done = convert(face_folder, tmp_path / "stopped" / f"out{suffix}", chunk=3)
+        assert done.resumed_at == resumed
         assert done.images == 8
         assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
 
@@ -310,37 +310,36 @@ class TestResume:
         monkeypatch.undo()
         assert not (tmp_path / "out" / "set.txt").exists()
         assert convert(face_folder, tmp_path / "out" / "set.txt").images == 8
-        assert entries(tmp_path / "out" / "set.txt") == entries(face_folder)
+        assert entries(named(tmp_path / "out" / "set.txt")) == entries(face_folder)
 
     def test_after_a_real_kill(self, face_folder: Path, tmp_path: Path):
         script = (
             "import os, signal, sys\n"
-            "from ppfr.data.formats import convert, writers\n"
-            "add, seen = writers.TFRecordWriter.add, []\n"
-            "def deadly(self, entry):\n"
-            "    seen.append(entry)\n"
-            "    if len(seen) == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "    add(self, entry)\n"
-            "writers.TFRecordWriter.add = deadly\n"
-            "convert.convert(sys.argv[1], sys.argv[2], checkpoint=2)\n"
+            "from ppfr.data.formats import convert\n"
+            "call, seen = convert.CheckedImages.__call__, []\n"
+            "def deadly(self, rows):\n"
+            "    seen.append(rows)\n"
+            "    if len(seen) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    return call(self, rows)\n"
+            "convert.CheckedImages.__call__ = deadly\n"
+            "convert.convert(sys.argv[1], sys.argv[2], chunk=2)\n"
         )
         killed = subprocess.run([sys.executable, "-c", script, face_folder, tmp_path / "set.txt"], check=False)
         assert killed.returncode == -signal.SIGKILL
         assert not (tmp_path / "set.txt").exists()
-        assert convert(face_folder, tmp_path / "set.txt").resumed_at == 4
-        assert entries(tmp_path / "set.txt") == entries(face_folder)
+        assert convert(face_folder, tmp_path / "set.txt", chunk=2).resumed_at == 4
+        assert entries(named(tmp_path / "set.txt")) == entries(face_folder)
 
-    def test_from_another_source_is_refused(
-        self, face_folder: Path, tmp_path: Path, stop_after: Callable[[type[writers.Writer], int], None]
-    ):
-        stop_after(TFRecordWriter, 5)
-        with pytest.raises(Stop):
-            convert(face_folder, tmp_path / "set.txt", checkpoint=3)
+    def test_from_another_source_is_refused(self, face_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        with monkeypatch.context() as patched:
+            stop_at(patched, TFRecordWriter, "add", 5)
+            with pytest.raises(Stop):
+                convert(face_folder, tmp_path / "set.txt")
         shutil.copytree(face_folder, tmp_path / "other")
-        with pytest.raises(DataError, match=r"\.set\.txt\.converting: the beginning of another conversion"):
+        with pytest.raises(DataError, match=r"\.set\.txt\.converting holds parts with another source; repeat"):
             convert(tmp_path / "other", tmp_path / "set.txt")
-        (tmp_path / ".set.txt.converting" / "state.json").write_text("{")
-        with pytest.raises(DataError, match=r"state\.json: damaged .*; remove .*\.set\.txt\.converting"):
+        (tmp_path / ".set.txt.converting" / "plan.json").write_text("{")
+        with pytest.raises(DataError, match=r"plan\.json: damaged .*; remove .*\.set\.txt\.converting"):
             convert(face_folder, tmp_path / "set.txt")
 
     def test_while_another_process_writes(self, face_folder: Path, tmp_path: Path):
@@ -353,15 +352,15 @@ class TestResume:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize("suffix", WRITTEN)
     def test_a_target_that_exists(self, face_sets: dict[str, Path], tmp_path: Path, suffix: str):
         convert(face_sets[""], tmp_path / f"out{suffix}")
         with pytest.raises(DataError, match="exists already; remove it or choose another name"):
             convert(face_sets[""], tmp_path / f"out{suffix}")
 
-    @pytest.mark.parametrize("name", ["out.index", "out.tfrecord", "out.idx", "out.bin"])
+    @pytest.mark.parametrize("name", ["out.index", "out.tfrecord", "out.idx", "out.bin", "out.rec", "out.csv"])
     def test_a_target_that_names_no_set(self, face_folder: Path, tmp_path: Path, name: str):
-        with pytest.raises(DataError, match=r"expected the name of a set: .*out\.(txt|rec), a \.csv file, or a folder"):
+        with pytest.raises(DataError, match=r"is not written; expected the name of a set: .*out\.parquet, .*out\.txt"):
             convert(face_folder, tmp_path / name)
 
     def test_a_source_that_is_none(self, tmp_path: Path):
@@ -372,11 +371,11 @@ class TestRefusals:
 def test_the_command_line(face_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shutil.copytree(face_folder, tmp_path / "in")
     (tmp_path / "in" / "abe" / "1.jpg").write_bytes(b"")
-    assert ppfr_command("convert", tmp_path / "in", tmp_path / "a.rec") == 0
+    assert ppfr_command("convert", tmp_path / "in", tmp_path / "a.parquet") == 0
     said = capsys.readouterr()
-    assert "RecordIO, 7 images of 3 people" in said.out
+    assert "Parquet, 7 images of 3 people" in said.out
     assert "abe/1.jpg: empty file" in said.err
-    assert ppfr_command("convert", tmp_path / "a.rec", tmp_path / "b.txt", "--json") == 0
+    assert ppfr_command("convert", tmp_path / "a.parquet", tmp_path / "b.txt", "--json") == 0
     assert json.loads(capsys.readouterr().out)["format"] == "TFRecord"
     assert ppfr_command("convert", tmp_path / "in", tmp_path / "b.txt") == 1
     assert "exists already" in capsys.readouterr().err

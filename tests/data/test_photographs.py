@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppfr.data.images import decode_image
-from ppfr.data.orientation import exif_orientation
+from ppfr.data.images import decode_image, exif_orientation
 from ppfr.data.preparation.photographs import Photograph, open_photographs
 from ppfr.util.errors import DataError
 from support.photographs import with_orientation

@@ -25,6 +25,7 @@ from ppfr.data.detection.detector import Detection, Detector
 from ppfr.data.detection.detectors import DETECTORS
 from ppfr.data.formats.listings import open_records
 from ppfr.data.images import Images
+from ppfr.data.preparation import cutting
 from ppfr.data.preparation import prepare as module
 from ppfr.data.preparation.choosing import Everyone, open_chooser
 from ppfr.data.preparation.cutting import Cutter
@@ -110,8 +111,9 @@ def run(source: Path, target: Path, cut: Cutter | None = None, **options: Any) -
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, what: str, count: int) -> None:
-    """Interrupt preparing at call `count`, counted from 1, of a function of its module."""
-    function, left = getattr(module, what), [count]
+    """Interrupt preparing at call `count`, counted from 1, of `_table`, which ends a part, or `_add`, which writes."""
+    where = cutting if what == "_table" else module
+    function, left = getattr(where, what), [count]
 
     def stops(*arguments: Any) -> Any:
         left[0] -= 1
@@ -119,7 +121,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, what: str, count: int) -> None:
             raise KeyboardInterrupt
         return function(*arguments)
 
-    monkeypatch.setattr(module, what, stops)
+    monkeypatch.setattr(where, what, stops)
 
 
 def assert_same(done: Preparation, whole: Preparation, folder: Path) -> None:
@@ -131,12 +133,12 @@ def assert_same(done: Preparation, whole: Preparation, folder: Path) -> None:
     assert not list((folder / "kept").glob(".*"))
 
 
-@pytest.mark.parametrize("format", ["folder", "csv", "tfrecord"])
+@pytest.mark.parametrize("format", ["folder", "parquet", "tfrecord"])
 class TestFormats:
     def test_the_set_opens_with_its_people(self, album: Path, tmp_path: Path, format: str):
         done = run(album, tmp_path / "out", format=format)
         faces = open_faces(done.target)
-        assert faces.identities == [f"p{number}" for number in range(5)]
+        assert faces.identities == [f"{'' if format == 'tfrecord' else 'p'}{number}" for number in range(5)]
         assert np.bincount(faces.labels).tolist() == [6] * 5
         assert (done.photographs, done.crops, done.people) == (34, 30, 5)
         assert done.refused == {"detector failed": 1, "face too small": 1, "no face found": 1, "unreadable": 1}
@@ -149,16 +151,16 @@ class TestFormats:
             out = tmp_path / str(workers) / "here"
             run(album, out / "set", Cutter(Everyone()), format=format, workers=workers)
             made.append({name: data for name, data in contents(out).items() if "summary" not in name})
-        assert len(made[0]) >= 5
+        assert len(made[0]) >= 4
         assert made[0] == made[1] == made[2]
 
-    @pytest.mark.parametrize("piece", [7, 34])
-    def test_ranks_write_the_same_bytes(self, album: Path, tmp_path: Path, format: str, piece: int):
+    @pytest.mark.parametrize("chunk", [7, 34])
+    def test_ranks_write_the_same_bytes(self, album: Path, tmp_path: Path, format: str, chunk: int):
         whole = run(album, tmp_path / "whole" / "out", format=format)
 
         def work() -> tuple[int, int]:
             ranks = Ranks.from_environment()
-            done = run(album, tmp_path / "kept" / "out", format=format, piece=piece, workers=1, ranks=ranks)
+            done = run(album, tmp_path / "kept" / "out", format=format, chunk=chunk, workers=1, ranks=ranks)
             return done.photographs, done.crops
 
         assert on_ranks(2, work) == [(34, 30)] * 2
@@ -167,8 +169,8 @@ class TestFormats:
     @pytest.mark.parametrize(
         ("what", "count", "resumed"),
         [
-            *(("save_outcomes", 1, 0), ("save_outcomes", 3, 8), ("save_outcomes", 9, 32)),
-            *(("_write", 1, 34), ("_write", 5, 34), ("_write", 34, 34)),
+            *(("_table", 1, 0), ("_table", 3, 8), ("_table", 9, 32)),
+            *(("_add", 1, 34), ("_add", 5, 34), ("_add", 34, 34)),
         ],
     )
     def test_what_follows_a_stop_is_what_would_have_followed(
@@ -184,9 +186,9 @@ class TestFormats:
         with monkeypatch.context() as patched:
             stop_at(patched, what, count)
             with pytest.raises(KeyboardInterrupt):
-                run(album, tmp_path / "kept" / "out", format=format, piece=4)
+                run(album, tmp_path / "kept" / "out", format=format, chunk=4)
         assert [path.name for path in (tmp_path / "kept").iterdir() if not path.name.startswith(".")] == []
-        done = run(album, tmp_path / "kept" / "out", format=format, piece=4)
+        done = run(album, tmp_path / "kept" / "out", format=format, chunk=4)
         assert done.resumed_at == resumed
         whole = run(album, tmp_path / "whole" / "out", format=format)
         assert_same(done, whole, tmp_path)
@@ -217,7 +219,7 @@ KILLED = textwrap.dedent("""
     from pathlib import Path
     sys.path[:0] = sys.argv[1:3]
     import test_prepare
-    from ppfr.data.preparation import prepare
+    from ppfr.data.preparation import cutting, prepare
     from ppfr.distributed.process_group import joined
     with joined() as ranks:
         seen = []
@@ -228,8 +230,9 @@ KILLED = textwrap.dedent("""
                     os.kill(os.getpid(), signal.SIGKILL)
                 return function(*arguments)
             return call
-        setattr(prepare, sys.argv[5], deadly(getattr(prepare, sys.argv[5])))
-        test_prepare.run(Path(sys.argv[3]), Path(sys.argv[4]), piece=4, workers=2, ranks=ranks)
+        where = cutting if sys.argv[5] == "_table" else prepare
+        setattr(where, sys.argv[5], deadly(getattr(where, sys.argv[5])))
+        test_prepare.run(Path(sys.argv[3]), Path(sys.argv[4]), chunk=4, workers=2, ranks=ranks)
 """)
 
 
@@ -244,13 +247,11 @@ def killed(folder: Path, album: Path, kept: Path, what: str, count: int, *launch
 
 def test_a_killed_run_goes_on_to_the_same_bytes(album: Path, tmp_path: Path):
     kept = tmp_path / "kept" / "out.txt"
-    assert killed(tmp_path, album, kept, "save_outcomes", 3) == -signal.SIGKILL
-    assert killed(tmp_path, album, kept, "_write", 6) == -signal.SIGKILL
+    assert killed(tmp_path, album, kept, "_table", 3) == -signal.SIGKILL
+    assert killed(tmp_path, album, kept, "_add", 6) == -signal.SIGKILL
     assert [path.name for path in kept.parent.iterdir() if not path.name.startswith(".")] == []
-    state = json.loads(next(kept.parent.glob(".*.preparing/state.json")).read_bytes())
-    assert state["photos"] == 4
-    assert len(list(kept.parent.glob(".*.preparing/*.parquet"))) == 8
-    done = run(album, kept, piece=4)
+    assert len(list(kept.parent.glob(".*.preparing/*.parquet"))) == 9
+    done = run(album, kept, chunk=4)
     assert done.resumed_at == 34
     whole = run(album, tmp_path / "whole" / "out.txt")
     assert_same(done, whole, tmp_path)
@@ -258,29 +259,29 @@ def test_a_killed_run_goes_on_to_the_same_bytes(album: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_killed_rank_under_torchrun_and_one_process_goes_on(album: Path, tmp_path: Path):
-    kept = tmp_path / "kept" / "out.csv"
+    kept = tmp_path / "kept" / "out.parquet"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--monitor-interval", "0.1"]
-    assert killed(tmp_path, album, kept, "save_outcomes", 2, *launch) == 1
+    assert killed(tmp_path, album, kept, "_table", 2, *launch) == 1
     # the last rank's first piece; the other rank may have got further
-    assert (kept.parent / ".out.csv.preparing" / "00000001.parquet").exists()
-    assert not (kept.parent / ".out.csv.preparing" / "00000003.parquet").exists()
-    done = run(album, kept, piece=4)
+    assert (kept.parent / ".out.parquet.preparing" / "00000001.parquet").exists()
+    assert not (kept.parent / ".out.parquet.preparing" / "00000003.parquet").exists()
+    done = run(album, kept, chunk=4)
     assert 4 <= done.resumed_at < 34
-    whole = run(album, tmp_path / "whole" / "out.csv")
+    whole = run(album, tmp_path / "whole" / "out.parquet")
     assert_same(done, whole, tmp_path)
 
 
-def test_a_damaged_piece_is_named(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_damaged_part_is_named(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patched:
-        stop_at(patched, "_write", 1)
+        stop_at(patched, "_add", 1)
         with pytest.raises(KeyboardInterrupt):
-            run(album, tmp_path / "out", piece=4)
-    piece = tmp_path / ".out.preparing" / "00000002.parquet"
-    piece.write_bytes(piece.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"00000002\.parquet: damaged .*; remove it, and its photographs are looked at"):
-        run(album, tmp_path / "out", piece=4)
-    piece.unlink()
-    assert run(album, tmp_path / "out", piece=4).resumed_at == 30
+            run(album, tmp_path / "out", chunk=4)
+    part = tmp_path / ".out.preparing" / "00000002.parquet"
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"00000002\.parquet: damaged .*; remove it, and its rows are done again"):
+        run(album, tmp_path / "out", chunk=4)
+    part.unlink()
+    assert run(album, tmp_path / "out", chunk=4).resumed_at == 30
 
 
 class TestCrops:
@@ -312,17 +313,16 @@ class TestCrops:
     def test_all_faces_and_annotated_ones(self, tmp_path: Path):
         write(tmp_path / "in" / "a" / "x.png", draw((150, 10, 60), (10, 20, 50)))
         write(tmp_path / "in" / "a" / "y.png", draw((10, 20, 50)))
-        done = run(tmp_path / "in", tmp_path / "all.csv", Cutter(Everyone()))
-        assert [line["path"] for line in table(tmp_path / "all.csv")] == [f"all/a/{n}.jpg" for n in ("x", "x-2", "y")]
+        done = run(tmp_path / "in", tmp_path / "all.parquet", Cutter(Everyone()))
+        assert list(open_records(tmp_path / "all.parquet").names) == [f"a/{n}.jpg" for n in ("x", "x-2", "y")]
         assert done.refused == {}
         assert done.thumbnails == "nothing was refused"
         (tmp_path / "boxes.csv").write_text(
             "path,left,top,right,bottom,identity\na/x.png,9,19,61,71,eve\na/x.png,0,100,50,150,bob\n"
         )
-        done = run(tmp_path / "in", tmp_path / "some.csv", Cutter(open_chooser(str(tmp_path / "boxes.csv"))))
-        assert [(line["path"], line["identity"]) for line in table(tmp_path / "some.csv")] == [
-            ("some/eve/x.jpg", "eve")
-        ]
+        done = run(tmp_path / "in", tmp_path / "some.parquet", Cutter(open_chooser(str(tmp_path / "boxes.csv"))))
+        some = open_records(tmp_path / "some.parquet")
+        assert (list(some.names), some.identities) == (["eve/x.jpg"], ["eve"])
         assert done.refused == {"no face at the annotated box": 1, "not annotated": 1}
 
     def test_names_that_meet(self, tmp_path: Path):
@@ -349,7 +349,7 @@ class TestOddFiles:
     def prepared(self, root: Path) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, str]]]:
         """Crops, and reasons with details, by the photograph's name."""
         write(root / "in" / "p" / "good.png", self.FACE)
-        run(root / "in", root / "out.csv")
+        run(root / "in", root / "out")
         crops = {}
         for line in table(root / "out.prepared" / "faces.csv"):
             crops[line["photograph"][2:]] = cv2.imread(str(root / "out" / line["path"]))[:, :, ::-1]
@@ -445,7 +445,7 @@ class TestOddFiles:
         os.fsdecode(b"not-utf8-\xff\xfe.png"),
     )
 
-    @pytest.mark.parametrize("format", ["folder", "csv", "tfrecord"])
+    @pytest.mark.parametrize("format", ["folder", "parquet", "tfrecord"])
     def test_names(self, tmp_path: Path, format: str):
         for seed, name in enumerate(self.NAMES):
             write(tmp_path / "in" / "p" / name, draw((60, 40, 60), seed=seed))
@@ -461,7 +461,7 @@ class TestOddFiles:
 
 class TestReport:
     def test_what_was_refused_and_why(self, album: Path, tmp_path: Path):
-        done = run(album, tmp_path / "out.csv")
+        done = run(album, tmp_path / "out.parquet")
         assert [tuple(line.values()) for line in table(tmp_path / "out.prepared" / "refused.csv")] == [
             ("p1/nobody.png", "no face found", ""),
             ("p2/tiny.png", "face too small", "20 pixels"),
@@ -485,7 +485,7 @@ class TestReport:
 
     def test_no_thumbnails_in_a_repository(self, album: Path, tmp_path: Path):
         (tmp_path / ".git").mkdir()
-        done = run(album, tmp_path / "data" / "out.csv")
+        done = run(album, tmp_path / "data" / "out.parquet")
         assert "not drawn" in done.thumbnails and "Git repository" in done.thumbnails
         assert not list(tmp_path.rglob("*.png"))
 
@@ -503,11 +503,11 @@ class TestRefusals:
             run(tmp_path / "in", tmp_path / "out")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
-    @pytest.mark.parametrize("taken", ["out", "out.csv", "out.prepared"])
+    @pytest.mark.parametrize("taken", ["out", "out.txt", "out.prepared"])
     def test_a_target_that_exists(self, album: Path, tmp_path: Path, taken: str):
         (tmp_path / taken).write_bytes(b"")
         with pytest.raises(DataError, match=rf"{taken}: exists already; remove it or choose another name"):
-            run(album, tmp_path / "out.csv")
+            run(album, tmp_path / "out.txt")
 
     def test_a_target_among_the_photographs(self, album: Path, tmp_path: Path):
         source = shutil.copytree(album, tmp_path / "in")
@@ -521,27 +521,26 @@ class TestRefusals:
     ):
         source = shutil.copytree(album, tmp_path / "in")
         with monkeypatch.context() as patched:
-            stop_at(patched, "_write", 20)
+            stop_at(patched, "_add", 20)
             with pytest.raises(KeyboardInterrupt):
-                run(source, tmp_path / "out", piece=3)
+                run(source, tmp_path / "out", chunk=3)
         others = {"size": Cutter(size=128), "choice of faces": Cutter(Everyone()), "smallest face": Cutter(smallest=1)}
         for name, cut in others.items():
-            with pytest.raises(DataError, match=rf"\.out\.preparing holds pieces with another {name}; repeat"):
-                run(source, tmp_path / "out", cut, piece=3)
-        with pytest.raises(DataError, match="holds pieces with another piece; repeat"):
+            with pytest.raises(DataError, match=rf"\.out\.preparing holds parts with another {name}; repeat"):
+                run(source, tmp_path / "out", cut, chunk=3)
+        with pytest.raises(DataError, match="holds parts with another chunk; repeat"):
             run(source, tmp_path / "out")
         write(source / "p0" / "new.png", draw())
-        with pytest.raises(DataError, match="holds pieces with another photographs; repeat"):
-            run(source, tmp_path / "out", piece=3)
+        with pytest.raises(DataError, match="holds parts with another photographs; repeat"):
+            run(source, tmp_path / "out", chunk=3)
         (source / "p0" / "new.png").unlink()
-        for name in ("state.json", "plan.json"):
-            file = tmp_path / ".out.preparing" / name
-            kept = file.read_bytes()
-            file.write_bytes(kept[:-5])
-            with pytest.raises(DataError, match=rf"{name}: damaged .*; remove .*\.out\.preparing to begin anew"):
-                run(source, tmp_path / "out", piece=3)
-            file.write_bytes(kept)
-        assert run(source, tmp_path / "out", piece=3).resumed_at == 34
+        file = tmp_path / ".out.preparing" / "plan.json"
+        kept = file.read_bytes()
+        file.write_bytes(kept[:-5])
+        with pytest.raises(DataError, match=r"plan\.json: damaged .*; remove .*\.out\.preparing to begin anew"):
+            run(source, tmp_path / "out", chunk=3)
+        file.write_bytes(kept)
+        assert run(source, tmp_path / "out", chunk=3).resumed_at == 34
 
     def test_while_another_process_writes(self, album: Path, tmp_path: Path):
         (tmp_path / ".out.preparing").mkdir()
@@ -554,9 +553,9 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("target", "format", "message"),
         [
-            ("out.rec", None, "RecordIO is not written here; prepare NAME.csv and convert it"),
-            ("out", "rec", "format is 'rec'; expected one of folder, csv, tfrecord"),
-            ("out.csv", "tfrecord", "has the suffix of another format than tfrecord"),
+            ("out.rec", None, r"\.rec is not written; expected the name of a set: .*out\.parquet"),
+            ("out", "rec", "format is 'rec'; expected one of folder, parquet, tfrecord"),
+            ("out.parquet", "tfrecord", "has the suffix of another format than tfrecord"),
         ],
     )
     def test_formats(self, album: Path, tmp_path: Path, target: str, format: str | None, message: str):
@@ -565,17 +564,16 @@ class TestRefusals:
 
     def test_a_person_whose_name_cannot_be_a_folder(self, tmp_path: Path):
         write(tmp_path / "in" / "an\nna" / "x.png", draw((60, 40, 60)))
-        with pytest.raises(DataError, match=r"identity 'an\\nna' cannot be the name of a folder; .* \.txt"):
+        with pytest.raises(DataError, match=r"identity 'an\\nna' cannot be the name of a folder; .* \.parquet"):
             run(tmp_path / "in", tmp_path / "out")
-        assert run(tmp_path / "in", tmp_path / "out.txt").people == 1
-        assert open_faces(tmp_path / "out.txt").identities == ["an\nna"]
+        assert run(tmp_path / "in", tmp_path / "out.parquet").people == 1
+        assert open_faces(tmp_path / "out.parquet").identities == ["an\nna"]
 
     def test_a_person_whose_name_is_not_utf8(self, tmp_path: Path):
         write(tmp_path / "in" / os.fsdecode(b"M\xfcller") / "x.png", draw((60, 40, 60)))
         with pytest.raises(DataError, match=r"identity 'M\\udcfcller' is not UTF-8"):
-            run(tmp_path / "in", tmp_path / "out.csv")
-        for name in ("out", "out2.txt"):
-            assert open_faces(run(tmp_path / "in", tmp_path / name).target).identities == [os.fsdecode(b"M\xfcller")]
+            run(tmp_path / "in", tmp_path / "out.parquet")
+        assert open_faces(run(tmp_path / "in", tmp_path / "out").target).identities == [os.fsdecode(b"M\xfcller")]
 
 
 class TestCommandLine:
@@ -590,9 +588,9 @@ class TestCommandLine:
         assert ended.value.code == 0
 
     def test_as_typed(self, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-        self.typed(monkeypatch, album, "--out", tmp_path / "out", "--format", "csv", "--detector", "drawn")
+        self.typed(monkeypatch, album, "--out", tmp_path / "out", "--format", "parquet", "--detector", "drawn")
         told = capsys.readouterr().out
-        assert "out.csv: CSV, 30 faces of 5 people from 34 photographs" in told
+        assert "out.parquet: Parquet, 30 faces of 5 people from 34 photographs" in told
         assert "left out: 1 unreadable" in told and "not looked at: 1 files .txt" in told
 
     def test_json(self, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):

@@ -10,11 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ppfr.data.formats.recordio import (
+from ppfr.data.formats.record_sets.recordio import (
     MAGIC,
     Content,
-    pack_content,
-    pack_record,
     record_size,
     unpack_content,
     unpack_image,
@@ -22,6 +20,7 @@ from ppfr.data.formats.recordio import (
 )
 from ppfr.data.sources import open_faces
 from ppfr.util.errors import DataError
+from support.recordio import RecordIOSet, pack_content, pack_record
 
 # data in which the magic number is anything but rare
 magical = st.lists(st.sampled_from([MAGIC, MAGIC[:2], b"\0", b"ab", b"abcd"]), max_size=12).map(b"".join)
@@ -85,31 +84,13 @@ def test_contents_that_are_none():
         unpack_content(b"\0" * 8)
 
 
-class Rec:
-    """Writes a set as MXNet's MXIndexedRecordIO does."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.data = b""
-        self.index = ""
-
-    def add(self, key: int, labels: tuple[float, ...], image: bytes, flag: int = 0) -> None:
-        self.index += f"{key}\t{len(self.data)}\n"
-        self.data += pack_content(Content(flag, labels, key, image))
-
-    def write(self) -> Path:
-        self.path.write_bytes(self.data)
-        self.path.with_suffix(".idx").write_text(self.index)
-        return self.path
-
-
 @pytest.fixture
-def rec(tmp_path: Path) -> Rec:
-    return Rec(tmp_path / "train.rec")
+def rec(tmp_path: Path) -> RecordIOSet:
+    return RecordIOSet(tmp_path / "train.rec")
 
 
 class TestSets:
-    def test_with_insightfaces_header(self, rec: Rec, image_bytes: Callable[..., bytes]):
+    def test_with_insightfaces_header(self, rec: RecordIOSet, image_bytes: Callable[..., bytes]):
         rec.add(0, (4.0, 6.0), b"", flag=2)
         for key, labels in enumerate([(0.0,), (0.0,), (1.0,)], 1):
             rec.add(key, labels, image_bytes(key, ".png"))
@@ -121,7 +102,9 @@ class TestSets:
         again = open_faces(rec.path.parent, size=16)
         np.testing.assert_array_equal(again.images(), faces.images())
 
-    def test_without_a_header_keys_in_any_order_and_several_labels(self, rec: Rec, image_bytes: Callable[..., bytes]):
+    def test_without_a_header_keys_in_any_order_and_several_labels(
+        self, rec: RecordIOSet, image_bytes: Callable[..., bytes]
+    ):
         for key, label in ((7, 12.0), (3, 5.0), (5, 12.0)):
             rec.add(key, (label, 99.0), image_bytes(key, ".png"), flag=2)
         faces = open_faces(rec.write(), size=16)
@@ -137,7 +120,7 @@ class TestSets:
         ],
     )
     def test_a_header_that_does_not_fit(
-        self, rec: Rec, header: tuple[float, float], message: str, image_bytes: Callable[..., bytes]
+        self, rec: RecordIOSet, header: tuple[float, float], message: str, image_bytes: Callable[..., bytes]
     ):
         rec.add(0, header, b"", flag=2)
         rec.add(1, (0.0,), image_bytes(0))
@@ -153,18 +136,18 @@ class TestSets:
             ("0\t-1\n", "line 1: '-1' is not a whole number"),
         ],
     )
-    def test_an_index_that_is_none(self, rec: Rec, index: str, message: str):
+    def test_an_index_that_is_none(self, rec: RecordIOSet, index: str, message: str):
         rec.index = index
         with pytest.raises(DataError, match=message):
             open_faces(rec.write())
 
-    def test_a_set_without_its_index(self, rec: Rec):
+    def test_a_set_without_its_index(self, rec: RecordIOSet):
         rec.write()
         rec.path.with_suffix(".idx").unlink()
         with pytest.raises(DataError, match=r"train\.idx: file not found"):
             open_faces(rec.path)
 
-    def test_a_broken_record_is_named_with_its_offset(self, rec: Rec, image_bytes: Callable[..., bytes]):
+    def test_a_broken_record_is_named_with_its_offset(self, rec: RecordIOSet, image_bytes: Callable[..., bytes]):
         rec.add(0, (0.0,), image_bytes(0))
         rec.add(1, (0.0,), b"no image")
         end = len(rec.data)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppfr.data.formats.listings import open_records
-from ppfr.data.formats.tfrecord import masked_crc, pack_record, record_size, unpack_record
+from ppfr.data.formats.record_sets.tfrecord import masked_crc, pack_record, record_size, unpack_record
 from ppfr.data.sources import open_faces
 from ppfr.util.errors import DataError
 
@@ -34,12 +33,8 @@ def record(payload: bytes) -> bytes:
 
 
 @pytest.fixture
-def golden_set(shared: Path, tmp_path: Path) -> Path:
-    """A copy, beside which an index can be made."""
-    shutil.copytree(shared / "golden" / "tfrecord", tmp_path / "tfrecord", copy_function=shutil.copyfile)
-    (tmp_path / "tfrecord").chmod(0o755)
-    (tmp_path / "tfrecord" / "TFR-GOLD").chmod(0o755)
-    return tmp_path / "tfrecord"
+def golden_set(shared: Path) -> Path:
+    return shared / "golden" / "tfrecord"
 
 
 @given(st.binary(max_size=50))

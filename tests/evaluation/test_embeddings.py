@@ -30,7 +30,7 @@ def model() -> ppfr.Method:
 
 
 def embed(target: Path, **changes: object) -> bytes:
-    settings = {"source": "m", "piece": 5, **changes}
+    settings = {"source": "m", "chunk": 5, **changes}
     return embed_to_parquet(model(), faces(), target, **settings).read_bytes()  # type: ignore[arg-type]
 
 
@@ -39,7 +39,7 @@ def test_columns_and_values(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "e.parquet").to_pydict()
     assert table["path"] == [f"{n}.png" for n in range(23)]
     assert table["identity"] == [str(n % 4) for n in range(23)]
-    # piece 1 as a plain call makes it
+    # part 1 as a plain call makes it
     expected = embed_faces(model(), faces(), range(5, 10), seed=1)
     np.testing.assert_array_equal(np.array(table["embedding"][5:10], np.float32), expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.parquet"]
@@ -71,8 +71,8 @@ def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         embed(target)
     assert not target.exists()
-    with pytest.raises(DataError, match=r"broken\.parquet\.parts holds pieces with another flip, model"):
+    with pytest.raises(DataError, match=r"broken\.parquet\.parts holds parts with another flip, model"):
         embed(target, source="another", flip=False)
     assert embed(target) == whole
-    # two pieces were there, one was begun, three were left
+    # two parts were there, one was begun, three were left
     assert len(calls) == 6

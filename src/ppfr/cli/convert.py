@@ -18,15 +18,15 @@ def convert_command(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder per identity (also in groups), a CSV of path,identity, TFRecord (NAME.txt or "
+            help="A folder per identity (also in groups), a CSV of path,identity, NAME.parquet, TFRecord (NAME.txt or "
             "NAME/NAME.index), or RecordIO (NAME.rec)."
         ),
     ],
     target: Annotated[
         Path,
         typer.Argument(
-            help="Its name says the format: NAME.txt is TFRecord with TFace's indices, NAME.rec RecordIO as "
-            "InsightFace has it, NAME.csv a list and a folder of images, NAME without a suffix a folder per identity."
+            help="Its suffix is the format: NAME.parquet is one packed file, NAME.txt TFRecord with TFace's indices, "
+            "NAME without a suffix a folder per identity."
         ),
     ],
     strict: StrictOption = False,
@@ -34,13 +34,12 @@ def convert_command(
 ) -> None:
     """Turn training data from one format into another without loss.
 
-    Images are copied byte for byte; their order, people and names stay (RecordIO and TFRecord hold numbers only: names
-    go to NAME.names.csv, with a checksum of each image). A file whose name the format cannot hold, such as one that is
-    not UTF-8 in a CSV, is named by its number. Broken images are left out and named. A conversion that was stopped,
-    even killed, goes on where it was when the same command is given again; until it is whole, nothing has the target's
-    name.
+    Images are copied byte for byte; their order, people and names stay (of TFRecord, NAME.txt holds numbers only; the
+    names are in NAME/NAME.index). A file whose name the format cannot hold, such as one that is not UTF-8 in Parquet,
+    is named by its number. Broken images are left out and named. A conversion that was stopped, even killed, goes on
+    where it was when the same command is given again; until it is whole, nothing has the target's name.
 
-    Example: `ppfr convert faces_emore/train.rec emore.txt`
+    Example: `ppfr convert faces_emore/train.rec emore.parquet`
     """
     done = convert(source, target, strict=strict)
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,15 +20,11 @@ from ppfr.cli.app import (
     say_skipped,
 )
 from ppfr.cli.launch import under_torchrun
-from ppfr.cli.models import load_model, model_input_size
+from ppfr.cli.models import identify_model, load_model, model_input_size
 from ppfr.data.faceset import FaceSet
 from ppfr.data.sources import holds_splits, open_faces, open_splits
 from ppfr.distributed.process_group import Ranks, joined
 from ppfr.evaluation.embeddings import embed_to_parquet
-from ppfr.evaluation.evaluate import Model
-from ppfr.methods import Method
-from ppfr.methods.common.files import MODEL_FILE
-from ppfr.util.files import sha256_file
 
 
 @app.command()
@@ -57,7 +52,7 @@ def embed(
 ) -> None:
     """Embed a whole data set into one Parquet file; the embeddings are not normalised.
 
-    The work is cut into pieces of 2,048 images, shared among --processes, or among the ranks of torchrun on several
+    The work is done in parts of 2,048 images, shared among --processes, or among the ranks of torchrun on several
     machines with a common disk. A stopped command goes on where it was when it is repeated, with any number of
     processes, and the file has the same bytes whatever that number. Read it with `pandas.read_parquet(FILE)`.
     """
@@ -71,7 +66,7 @@ def embed(
         faces = _open(data, part, model_input_size(model), strict, seed)
         if ranks.first:
             say_skipped(faces.skipped)
-        source = _identify(model, model_file, settings)
+        source = identify_model(model, model_file, settings)
         embed_to_parquet(model, faces, target, source=source, flip=flip, seed=seed, ranks=ranks)
         if ranks.first:
             out.print(f"{len(faces)} embeddings of {len(faces.identities)} people: {target}", soft_wrap=True)
@@ -82,11 +77,3 @@ def _open(data: str, part: str | None, size: int, strict: bool, seed: int) -> Fa
         return open_faces(data, size=size, strict=strict)
     train, test = open_splits(data, size=size, strict=strict, seed=seed)
     return train if part == "train" else test
-
-
-def _identify(model: Model, file: Path, settings: list[str] | None) -> str:
-    """What decides the embeddings of an image besides the image."""
-    if isinstance(model, Method):
-        weights = sha256_file(file / MODEL_FILE if file.is_dir() else file)
-        return json.dumps({"method": model.info.name, "sha256": weights, "settings": sorted(settings or [])})
-    return json.dumps({"recogniser": model.sha256, "preprocessing": str(model.preprocessing)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from ppfr.cli.app import recogniser
 from ppfr.data.images import FACE_SIZE
 from ppfr.evaluation.evaluate import Model
 from ppfr.methods import Method
-from ppfr.methods.common.files import load_method
+from ppfr.methods.common.files import MODEL_FILE, load_method
 from ppfr.recipes.recipe import parse_overrides
 from ppfr.util.errors import MethodError
+from ppfr.util.files import sha256_file
 
 
 def load_protected(path: Path, settings: Sequence[str] | None) -> Method:
@@ -41,3 +43,11 @@ def model_names(model: Model) -> tuple[str, str]:
 def model_input_size(model: Model) -> int:
     """Height and width of the crops that a model is given; a recogniser fits them to its own size."""
     return model.input_size[0] if isinstance(model, Method) else FACE_SIZE
+
+
+def identify_model(model: Model, file: Path, settings: list[str] | None) -> str:
+    """Weights and settings of a model as a text, which bulk work compares before it goes on."""
+    if isinstance(model, Method):
+        weights = sha256_file(file / MODEL_FILE if file.is_dir() else file)
+        return json.dumps({"method": model.info.name, "sha256": weights, "settings": sorted(settings or [])})
+    return json.dumps({"recogniser": model.sha256, "preprocessing": str(model.preprocessing)})

@@ -32,8 +32,8 @@ def prepare_command(
         Path,
         typer.Option(
             "--out",
-            help="The set to write. Its suffix says the format: none is a folder per identity, .csv a list and a "
-            "folder of images, .txt TFRecord with TFace's indices.",
+            help="The set to write. Its suffix is the format: none for a folder per identity, .parquet for one packed "
+            "file, .txt for TFRecord with TFace's indices.",
         ),
     ],
     format: Annotated[str | None, typer.Option(help=f"{', '.join(PREPARE_FORMATS)}: adds the suffix to --out.")] = None,
@@ -72,12 +72,12 @@ def prepare_command(
 
     Photographs are turned as their EXIF orientation asks. Each face is turned upright, scaled and cut so that eyes,
     nose and mouth lie where ArcFace's template has them. What gave no crop is counted by reason, listed in
-    NAME.prepared/refused.csv and drawn in refused.png; faces.csv tells where each crop comes from. A run that was
-    stopped, even killed, goes on where it was when the same command is given again. The work is cut into pieces of 128
+    NAME.prepared/refused.csv and drawn in refused.png; faces.csv lists where each crop comes from. A run that was
+    stopped, even killed, goes on where it was when the same command is given again. The work is done in parts of 128
     photographs, shared among --processes or, on several machines with a common disk, among the ranks of torchrun; the
     set has the same bytes whatever their number.
 
-    Example: `ppfr prepare photos --out faces.csv`
+    Example: `ppfr prepare photos --out faces.parquet`
     """
     if processes > 1 and not Ranks.from_environment().several:
         under_torchrun(processes)

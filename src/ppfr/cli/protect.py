@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from ppfr.cli.app import PayloadSettings, app, out
-from ppfr.cli.models import load_protected
-from ppfr.data.images import IMAGE_SUFFIXES, read_image, to_tensor
+from ppfr.cli.models import identify_model, load_protected
+from ppfr.evaluation.payload_files import photos_to_protect, protect_photos
 from ppfr.methods import Payload
 from ppfr.reports.pictures import describe_payload, payload_picture, save_png
-from ppfr.util.errors import DataError
 from ppfr.util.progress import track
 
 
@@ -31,37 +29,20 @@ def protect(
         bool, typer.Option("--resume", help="Keep payload files that lie in --out already; protect the other photos.")
     ] = False,
 ) -> None:
-    """Turn photos into payload files, and draw what the server sees of each."""
+    """Turn photos into payload files, and draw what the server sees of each.
+
+    A command that was stopped goes on where it was when it is repeated.
+    """
     method = load_protected(run, settings)
-    files = [file for photo in photos for file in _photo_files(photo)]
-    stems = [file.stem for file in files]
-    names = [f"{stem}-{number}" if stems.count(stem) > 1 else stem for number, stem in enumerate(stems)]
-    waiting = [
-        (number, file, out_dir / f"{name}.safetensors")
-        for number, (file, name) in enumerate(zip(files, names, strict=True))
-    ]
+    named = photos_to_protect(photos, out_dir)
+    waiting = [one for one in named if not (resume and one.target.exists())]
     if resume:
-        waiting = [(number, file, target) for number, file, target in waiting if not target.exists()]
-        out.print(f"{len(files) - len(waiting)} of {len(files)} photos are protected already")
+        out.print(f"{len(named) - len(waiting)} of {len(named)} photos are protected already")
+    done = protect_photos(method, waiting, out_dir, model=identify_model(method, run, settings), seed=seed)
     payload: Payload | None = None
-    for number, file, target in track(waiting, f"{method.info.name}: protecting"):
-        # a stream for each photo: what is drawn for one does not hang on which others are there
-        generator = None if seed is None else torch.Generator().manual_seed(seed * 1_000_003 + number)
-        payload = method.protect(to_tensor(read_image(file, method.input_size[0])[None]), generator)
-        save_png(target.with_suffix(".png"), payload_picture(payload))
-        payload.save(target)
-        out.print(
-            f"{file} -> {target} ({payload.nbytes:,} bytes raw, {payload.sent_nbytes:,} sent)",
-            soft_wrap=True,
-        )
+    for one in track(done, f"{method.info.name}: drawing"):
+        payload = Payload.load(one.target, method.schema)
+        save_png(one.target.with_suffix(".png"), payload_picture(payload))
+        out.print(f"{one.photo} -> {one.target} ({one.raw_bytes:,} bytes raw, {one.sent_bytes:,} sent)", soft_wrap=True)
     if payload is not None:
         out.print(f"The pictures show: {describe_payload(payload)}", soft_wrap=True)
-
-
-def _photo_files(photo: Path) -> list[Path]:
-    if photo.is_dir():
-        found = sorted(file for file in photo.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
-            raise DataError(f"{photo} holds no image; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
-        return found
-    return [photo]

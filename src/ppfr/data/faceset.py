@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -92,12 +93,23 @@ class FaceSet:
         return FaceSet(
             name or self.name,
             [self.identities[person] for person in people.tolist()],
-            lambda wanted: self._read(rows[wanted]),
+            _Subset(self._read, rows),
             names=pick(self.names, rows),
             labels=labels.reshape(-1),
             size=self.size,
             synthetic=self.synthetic,
         )
+
+
+@dataclass(frozen=True)
+class _Subset:
+    """Reads the images at `rows` of a set; unlike a lambda it can be pickled."""
+
+    read: Callable[[Indices], Images]
+    rows: Indices
+
+    def __call__(self, indices: Indices) -> Images:
+        return self.read(self.rows[indices])
 
 
 def pick(names: Sequence[str], rows: Indices) -> Sequence[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,6 @@ import numpy.typing as npt
 import simplejpeg
 import torch
 
-from ppfr.data.orientation import exif_orientation, upright
 from ppfr.util.errors import DataError
 
 Images = npt.NDArray[np.uint8]
@@ -27,6 +27,9 @@ _FEWEST_LEVELS = 32
 # the largest image that OpenCV decodes takes 3 GB; a damaged header must not ask for as much
 _MOST_PIXELS = 1 << 27
 _ITEMS_A_TASK = 16
+# tag and type of the orientation in EXIF 2.3
+_ORIENTATION = 0x0112
+_SHORT = 3
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 
@@ -195,3 +198,49 @@ def to_tensor(images: Images) -> torch.Tensor:
         raise DataError(f"images are {images.dtype} {images.shape}; expected uint8 (N, H, W, 3)")
     planes = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
+
+
+# ------------------------------------------------------------------------------------------------ orientation
+
+
+def exif_orientation(jpeg: bytes) -> int:
+    """The orientation of a JPEG (EXIF 2.3), 1 to 8; 1, upright, when there is none or it is damaged."""
+    position = 2
+    while jpeg[position : position + 1] == b"\xff" and position + 4 <= len(jpeg):
+        marker, length = jpeg[position + 1], int.from_bytes(jpeg[position + 2 : position + 4])
+        if marker == 0xFF:  # padding
+            position += 1
+            continue
+        if marker == 0xDA:  # pixels follow
+            break
+        segment = jpeg[position + 4 : position + 2 + length]
+        if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
+            return _tagged(segment[6:])
+        position += 2 + length
+    return 1
+
+
+def _tagged(tiff: bytes) -> int:
+    """The orientation in the first directory of a TIFF header."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
+            if tag == _ORIENTATION and kind == _SHORT and 1 <= value <= 8:
+                return int(value)
+    except struct.error:
+        return 1
+    return 1
+
+
+def upright(image: Images, orientation: int) -> Images:
+    """An image (H, W, C) turned and mirrored as its orientation, 1 to 8, asks for."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(image[::rows, ::columns])

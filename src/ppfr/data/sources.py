@@ -1,8 +1,8 @@
-"""Labelled sets of aligned faces: folders, CSV files, TFRecord and RecordIO sets, synthetic ones, protocols.
+"""Labelled sets of aligned faces: folders, CSV, Parquet, TFRecord and RecordIO files, synthetic sets, protocols.
 
 Every image is decoded once before a set is used, so that a broken one is known before training starts and not in the
-middle of it: files when the set is opened, records when their index is made. The decoded images stay in memory when
-they fit into `CACHE_BYTES`.
+middle of it: when the set is opened, and those of a Parquet file when it is written. The decoded images stay in memory
+when they fit into `CACHE_BYTES`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def open_faces(
     - a folder with one folder per identity, or with groups of them: `GROUP/IDENTITY/IMAGE.jpg` has the identity
       `GROUP/IDENTITY`;
     - a CSV with the columns `path` (relative to the CSV) and `identity`;
-    - TFRecord: `NAME.txt` or `NAME.index` (see `ppfr.data.formats.tfrecord`);
-    - RecordIO: `NAME.rec`, or a folder with `train.rec` (see `ppfr.data.formats.recordio`);
+    - `NAME.parquet`, as `ppfr convert` writes it (see `ppfr.data.formats.parquet`);
+    - TFRecord: `NAME.txt` or `NAME.index` (see `ppfr.data.formats.record_sets.tfrecord`);
+    - RecordIO: `NAME.rec`, or a folder with `train.rec` (see `ppfr.data.formats.record_sets.recordio`);
     - `"synthetic[:people=200,images=20,seed=0]"`;
     - the training list of a heterogeneous protocol, `"lamp-hq:DIR[,fold=N]"` (see `ppfr.data.protocols.heterogeneous`).
 

@@ -56,3 +56,8 @@ def sha256_file(path: Path | str) -> str:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def in_repository(folder: Path) -> bool:
+    """Whether a folder lies in a Git working tree, where pictures of people could be committed by mistake."""
+    return any((above / ".git").exists() for above in (folder, *folder.absolute().parents))

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from filelock import FileLock, Timeout
+import pyarrow as pa
 
 from ppfr.data.faceset import Skipped
 from ppfr.data.formats.listings import open_records
 from ppfr.data.formats.records import Records, first_reasons
-from ppfr.data.formats.writers import CsvWriter, Entry, FolderWriter, RecordIOWriter, TFRecordWriter, Writer
+from ppfr.data.formats.writers import FORMATS, NamedImage, SetDraft, Writer, format_suffix
 from ppfr.data.images import IMAGE_SUFFIXES, Source, decode_image, in_threads
+from ppfr.distributed.bulk import BulkJob, Operator, Rows
 from ppfr.util.errors import DataError
-from ppfr.util.files import atomic_write
-from ppfr.util.progress import progress_callback
 
-FORMATS: dict[str, tuple[str, type[Writer]]] = {
-    "": ("folder", FolderWriter),
-    ".csv": ("CSV", CsvWriter),
-    ".txt": ("TFRecord", TFRecordWriter),
-    ".rec": ("RecordIO", RecordIOWriter),
-}
-"""Name and writer of a format by the suffix of the target."""
-
-CHECKPOINT_ROWS = 4096
-_REFUSED = {".index": ".txt", ".tfrecord": ".txt", ".idx": ".rec", ".bin": ".rec"}
+_CHUNK = 1024
 _SIGNATURES = {
     b"\xff\xd8": ".jpg",
     b"\x89PNG": ".png",
@@ -45,7 +33,7 @@ _SIGNATURES = {
 
 @dataclass
 class Conversion:
-    """What a conversion did; `resumed_at` is the row at which it went on, `image_bytes` counts encoded images."""
+    """What a conversion did; `resumed_at` counts images done by earlier runs, `image_bytes` is of encoded images."""
 
     source: str
     target: str
@@ -58,152 +46,111 @@ class Conversion:
     seconds: float
 
 
-@dataclass
-class _State:
-    """How far a conversion got, as it is kept beside the unfinished files."""
+def convert(source: Source, target: Source, *, strict: bool = False, chunk: int = _CHUNK) -> Conversion:
+    """Write the images of `source` in the format that the name of `target` stands for.
 
-    source: str
-    rows: int = 0
-    image_bytes: int = 0
-    sizes: dict[str, int] = field(default_factory=dict)
-    broken: list[tuple[int, str, str]] = field(default_factory=list)
-    whole: bool = False
-
-
-def convert(source: Source, target: Source, *, strict: bool = False, checkpoint: int = CHECKPOINT_ROWS) -> Conversion:
-    """Write the images of `source` as the format that the name of `target` says.
-
-    No suffix: a folder per identity; `.csv`: a list and its images; `.txt`: TFRecord with TFace's indices; `.rec`:
-    RecordIO as InsightFace has it. Encoded images are copied byte for byte. Every one is decoded on the way; one that
-    cannot be is left out and told, and with `strict` ends the conversion. Files get their names when all is written.
-    Until then they grow in a hidden folder beside `target`, from where a stopped conversion goes on: every `checkpoint`
-    rows its state is put on disk. Raises DataError when the target exists, cannot hold the people's names, or is being
-    written by another process, and when no image is left.
+    No suffix: a folder per identity; `.parquet`: one packed file; `.txt`: TFRecord with TFace's indices. Encoded images
+    are copied byte for byte. Every one is decoded on the way; one that cannot be is left out and listed in `skipped`,
+    and with `strict` ends the conversion. The set gets its name when all is written. Until then it grows in a hidden
+    folder beside `target`, where a stopped conversion goes on, `chunk` images at a time. Raises DataError when the
+    target exists, cannot hold the people's names, or is being written by another process, and when no image is left.
     """
     began = time.monotonic()
     records, goal = open_records(source), Path(target).expanduser()
-    title, kind = _target_format(goal)
+    kind = FORMATS[format_suffix(goal)]
     kind.check(records.identities)
     if strict and records.skipped:
         raise DataError(
             f"{records.name}: {len(records.skipped)} refused under strict; {first_reasons(records.skipped)}"
         )
     work = goal.parent / f".{goal.name}.converting"
-    state = _load_state(work / "state.json", records) or _State(records.fingerprint())
-    there = [name for name in kind.outputs(goal) if (goal.parent / name).exists()]
-    if there and not state.whole:
-        raise DataError(f"{goal.parent / there[0]}: exists already; remove it or choose another name")
-    resumed = state.rows
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(work / "lock", timeout=0):
-            if not state.whole:
-                _write_all(records, kind, work, goal, state, strict=strict, checkpoint=checkpoint)
-            for name in kind.outputs(goal):
-                if (work / name).exists():
-                    os.replace(work / name, goal.parent / name)
-    except Timeout as error:
-        raise DataError(f"{goal}: another process is writing it") from error
-    shutil.rmtree(work)
-    good = np.delete(records.labels, [row for row, _, _ in state.broken])
+    draft = SetDraft(work, goal, kind)
+    job = BulkJob(work, len(records), chunk)
+    with job.begun({"source": records.fingerprint()}):
+        job.apply(CheckedImages(records, strict=strict), f"{goal.name}: reading")
+        with nullcontext() if draft.written else draft.writer() as writer:
+            broken, image_bytes = _write(records, job, writer, ImageNames(records, kind), strict=strict)
+        draft.publish()
+    good = np.delete(records.labels, list(broken))
     return Conversion(
         source=str(source),
         target=str(goal),
-        format=title,
+        format=kind.title,
         images=len(good),
         people=len(np.unique(good)),
-        image_bytes=state.image_bytes,
-        skipped=[*records.skipped, *(Skipped(place, reason) for _, place, reason in state.broken)],
-        resumed_at=resumed,
+        image_bytes=image_bytes,
+        skipped=[*records.skipped, *broken.values()],
+        resumed_at=job.done_before,
         seconds=time.monotonic() - began,
     )
 
 
-def _target_format(target: Path) -> tuple[str, type[Writer]]:
-    suffix = target.suffix.lower()
-    if suffix in _REFUSED:
-        raise DataError(
-            f"{target}: expected the name of a set: {target.with_suffix(_REFUSED[suffix])}, a .csv file, or a folder"
+class CheckedImages(Operator):
+    """The encoded images of a set, each decoded to see that it can be, with the reason where it cannot."""
+
+    def __init__(self, records: Records, *, strict: bool = False) -> None:
+        self.records = records
+        self.strict = strict
+
+    def __call__(self, rows: Rows) -> pa.Table:
+        """Columns image, square and reason; raises DataError for a broken image if `strict`."""
+        found = in_threads(self._read, rows.tolist())
+        broken = [(row, image) for row, image in zip(rows.tolist(), found, strict=True) if isinstance(image, DataError)]
+        if self.strict and broken:
+            raise DataError(f"{self.records.place(broken[0][0])}: {broken[0][1]}")
+        images, squares = zip(*[(None, None) if isinstance(each, DataError) else each for each in found], strict=True)
+        reasons = [str(each) if isinstance(each, DataError) else None for each in found]
+        return pa.table(
+            {
+                "image": pa.array(images, pa.binary()),
+                "square": pa.array(squares, pa.bool_()),
+                "reason": pa.array(
+                    [reason and reason.encode(errors="surrogateescape") for reason in reasons], pa.binary()
+                ),
+            }
         )
-    return FORMATS.get(suffix, FORMATS[""])
+
+    def _read(self, row: int) -> tuple[bytes, bool]:
+        image = self.records.data(row)
+        if self.records.oblong is not None:
+            # an opened set whose images were decoded
+            return image, row not in self.records.oblong
+        height, width = decode_image(image, None).shape[:2]
+        return image, height == width
 
 
-def _load_state(path: Path, records: Records) -> _State | None:
-    try:
-        state = _State(**json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}); remove {path.parent} to begin anew") from error
-    if state.source != records.fingerprint():
-        raise DataError(
-            f"{path.parent}: the beginning of another conversion, or {records.name} has changed since; remove it to "
-            "begin anew"
-        )
-    return state
+def _write(
+    records: Records, job: BulkJob, writer: Writer | None, names: ImageNames, *, strict: bool
+) -> tuple[dict[int, Skipped], int]:
+    """Write all good images, if there is a writer; the broken ones by row, and the bytes of the good."""
+    broken: dict[int, Skipped] = {}
+    image_bytes = 0
+    for rows, table in job.results():
+        for row, found in zip(rows.tolist(), table.to_pylist(), strict=True):
+            try:
+                if found["reason"] is not None:
+                    raise DataError(found["reason"].decode(errors="surrogateescape"))
+                entry = _entry(records, names, row, found["image"], square=found["square"])
+            except DataError as error:
+                if strict:
+                    raise DataError(f"{records.place(row)}: {error}") from error
+                broken[row] = Skipped(records.place(row), str(error))
+                continue
+            image_bytes += len(entry.image)
+            if writer is not None:
+                writer.add(entry)
+    if len(broken) == len(records):
+        reasons = first_reasons(list(broken.values()))
+        raise DataError(f"{records.name}: none of {len(records)} images can be used; {reasons}")
+    return broken, image_bytes
 
 
-def _write_all(
-    records: Records, kind: type[Writer], work: Path, target: Path, state: _State, *, strict: bool, checkpoint: int
-) -> None:
-    """Write the rows from `state.rows` on, and what follows the last."""
-    names = ImageNames(records, kind)
-    writer = kind(work, target, state.sizes)
-    try:
-        writer.plan(records.labels)
-        with progress_callback(f"{target.name}: writing") as progress:
-            for start in range(state.rows, len(records), checkpoint):
-                rows = range(start, min(start + checkpoint, len(records)))
-                for row, image in _images(records, rows):
-                    try:
-                        if isinstance(image, DataError):
-                            raise image
-                        writer.add(_entry(records, names, row, image))
-                        state.image_bytes += len(image)
-                    except DataError as error:
-                        if strict:
-                            raise DataError(f"{records.place(row)}: {error}") from error
-                        state.broken.append((row, records.place(row), str(error)))
-                state.rows, state.sizes = rows.stop, writer.sizes()
-                _save_state(work, state)
-                progress(state.rows, len(records))
-        broken = [row for row, _, _ in state.broken]
-        if len(broken) == len(records):
-            reasons = first_reasons([Skipped(place, reason) for _, place, reason in state.broken])
-            raise DataError(f"{records.name}: none of {len(records)} images can be used; {reasons}")
-        writer.finish(np.delete(records.labels, broken))
-        writer.sizes()
-    finally:
-        writer.close()
-    state.whole = True
-    _save_state(work, state)
-
-
-def _save_state(work: Path, state: _State) -> None:
-    atomic_write(work / "state.json", json.dumps(asdict(state)))
-
-
-def _images(records: Records, rows: range, block: int = 256) -> Iterator[tuple[int, bytes | DataError]]:
-    """The encoded images of rows, read and tried by several threads, a block in memory at a time."""
-
-    def attempt(row: int) -> bytes:
-        image = records.data(row)
-        # an index was made by decoding
-        if records.oblong is None:
-            decode_image(image, None)
-        return image
-
-    for start in range(rows.start, rows.stop, block):
-        part = range(start, min(start + block, rows.stop))
-        yield from zip(part, in_threads(attempt, part), strict=True)
-
-
-def _entry(records: Records, names: ImageNames, row: int, image: bytes) -> Entry:
+def _entry(records: Records, names: ImageNames, row: int, image: bytes, *, square: bool) -> NamedImage:
     label = int(records.labels[row])
     name = names[row]
     if PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES:
         name += _suffix(image)
-    return Entry(name, records.identities[label], label, image)
+    return NamedImage(name, records.identities[label], label, image, square)
 
 
 def _suffix(image: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What a folder, a CSV file or a record set names, before any image is decoded."""
+"""Opening a source of faces before any image is decoded: folders, CSV files, Parquet files, record sets."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ppfr.data.faceset import Skipped
-from ppfr.data.formats.records import FileRecords, IndexedRecords, Records, is_record_set
+from ppfr.data.formats.parquet import SUFFIX as PARQUET
+from ppfr.data.formats.parquet import ParquetRecords
+from ppfr.data.formats.record_sets.record_set import RecordSet, is_record_set
+from ppfr.data.formats.records import FileRecords, Records
 from ppfr.data.images import IMAGE_SUFFIXES, Source
 from ppfr.util.errors import DataError
 
-_KINDS = "a folder per identity, a .csv file, TFRecord (.txt, .index) or RecordIO (.rec)"
+_KINDS = "a folder per identity, a .csv or .parquet file, TFRecord (.txt, .index) or RecordIO (.rec)"
 _HINTS = {
     ".bin": "; a .bin pair file is for evaluation only",
     ".tfrecord": "; open a TFRecord set by its index, NAME.txt or NAME/NAME.index",
@@ -21,7 +24,7 @@ _HINTS = {
 
 
 class Listing(NamedTuple):
-    """What a source names before any image is decoded."""
+    """The images that a folder or a CSV names, with their identities, and what cannot be used."""
 
     paths: list[Path]
     people: list[str]
@@ -29,16 +32,18 @@ class Listing(NamedTuple):
 
 
 def open_records(source: Source) -> Records:
-    """The encoded images of a folder, a CSV, or a TFRecord or RecordIO set; raises DataError when it is none."""
+    """The encoded images of a folder, CSV, Parquet, TFRecord or RecordIO set; raises DataError for anything else."""
     path = Path(source).expanduser()
     if path.is_dir():
         if (path / "train.rec").is_file():
-            return IndexedRecords(path / "train.rec")
+            return RecordSet(path / "train.rec")
         return FileRecords(path.name, *_list_folder(path))
     if not path.exists():
         raise DataError(f"{path}: no such data set; expected {_KINDS}")
     if is_record_set(path):
-        return IndexedRecords(path)
+        return RecordSet(path)
+    if path.suffix.lower() == PARQUET:
+        return ParquetRecords(path)
     if path.suffix.lower() == ".csv":
         return FileRecords(f"{path.parent.name}/{path.stem}", *_list_csv(path))
     raise DataError(f"{path}: not a data set; expected {_KINDS}{_HINTS.get(path.suffix.lower(), '')}")

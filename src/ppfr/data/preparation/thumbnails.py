@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from ppfr.data.images import Images
-from ppfr.data.preparation.log import Refused
 from ppfr.data.preparation.photographs import Photograph, Photographs
+from ppfr.data.preparation.report import Refused
 from ppfr.util.errors import DataError
 from ppfr.util.files import atomic_write
 
@@ -30,11 +30,6 @@ def draw_sheet(path: Path, photos: Photographs, refused: Sequence[Refused]) -> N
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     sheet = np.vstack([np.hstack(tiles[start : start + columns]) for start in range(0, len(tiles), columns)])
     atomic_write(path, cv2.imencode(".png", sheet[:, :, ::-1])[1].tobytes())
-
-
-def in_repository(folder: Path) -> bool:
-    """Whether a folder lies in a Git working tree, where pictures of people could be committed by mistake."""
-    return any((above / ".git").exists() for above in (folder, *folder.absolute().parents))
 
 
 def _tile(photos: Photographs, refused: Refused) -> Images:

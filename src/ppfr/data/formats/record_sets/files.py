@@ -1,18 +1,16 @@
-"""What the record formats share: reading pieces of large files, and what an index file names."""
+"""Reading pieces of large files, and the content of an index file, as both record formats need them."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import weakref
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ppfr.data.faceset import Indices
 from ppfr.util.errors import DataError
@@ -28,74 +26,11 @@ class Unpacked(NamedTuple):
     label: int | None
 
 
-# texts that are unpacked at once
-_TEXTS = 1 << 16
-
-
 class Codec(NamedTuple):
     """How a format finds the size of the record at an offset, and the image in a whole record."""
 
     size: Callable[[Read, int], int]
     unpack: Callable[[bytes], Unpacked]
-
-
-class Texts(Sequence[str]):
-    """Many strings in two arrays, which a file can hold and every process can map: 10 million cost no time to open.
-
-    `blob` (bytes,) uint8 is all of them in UTF-8, `ends` (N,) int64 says where each ends.
-    """
-
-    def __init__(self, blob: npt.NDArray[np.uint8], ends: Indices) -> None:
-        self.blob = blob
-        self.ends = ends
-
-    @classmethod
-    def of(cls, texts: Iterable[str]) -> Texts:
-        """Pack strings; bytes of file names that are no UTF-8 come back as they were."""
-        packer = TextPacker()
-        for text in texts:
-            packer.add(text)
-        return packer.texts()
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __iter__(self) -> Iterator[str]:
-        # many at once: one by one takes ten times as long
-        begin = 0
-        for first in range(0, len(self), _TEXTS):
-            ends = self.ends[first : first + _TEXTS].tolist()
-            blob = self.blob[begin : ends[-1]].tobytes()
-            starts = [0, *(end - begin for end in ends)]
-            for start, end in itertools.pairwise(starts):
-                yield blob[start:end].decode(errors="surrogateescape")
-            begin = ends[-1]
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        if isinstance(row, slice):
-            return [self[index] for index in range(*row.indices(len(self)))]
-        row = range(len(self))[row]
-        start = int(self.ends[row - 1]) if row else 0
-        return self.blob[start : int(self.ends[row])].tobytes().decode(errors="surrogateescape")
-
-
-class TextPacker:
-    """Makes `Texts` of strings that come one by one."""
-
-    def __init__(self) -> None:
-        self._blob = bytearray()
-        self._ends = array("q")
-
-    def add(self, text: str) -> None:
-        self._blob += text.encode(errors="surrogateescape")
-        self._ends.append(len(self._blob))
-
-    def texts(self) -> Texts:
-        return Texts(np.frombuffer(self._blob, np.uint8), integers(self._ends))
 
 
 def integers(values: array[int]) -> Indices:
@@ -113,6 +48,9 @@ class DataFiles:
         self.paths = list(paths)
         self._handles: dict[int, int] = {}
         weakref.finalize(self, _close, self._handles)
+
+    def __reduce__(self) -> tuple[type[DataFiles], tuple[list[Path]]]:
+        return DataFiles, (self.paths,)
 
     def reader(self, file: int) -> Read:
         """`read(offset, size)` of one file."""
@@ -138,7 +76,7 @@ class DataFiles:
         return piece
 
     def place(self, file: int, offset: int) -> str:
-        """Where a record is, for people."""
+        """File and position of a record, for messages."""
         return f"{self.paths[file]}, byte {offset}"
 
 
@@ -149,11 +87,11 @@ def _close(handles: dict[int, int]) -> None:
 
 @dataclass
 class Listed:
-    """What the index file of a set names, before any record is read.
+    """The content of the index file of a set, before any record is read.
 
-    `files` hold the records, `lists` are the text files that say so. Row k of `shards`, `offsets` (N,) int64, and
+    `files` hold the records, `lists` are the text files that name them. Row k of `shards`, `offsets` (N,) int64, and
     `labels` (N,) int64 (None where the records hold them) is an image; `names` are the images' names, `identities` the
-    people's by label, where the format has any. `broken` tells rows whose line cannot be understood.
+    people's by label, where the format has any. `broken` gives the reason for rows whose line cannot be understood.
     """
 
     files: list[Path]
@@ -162,7 +100,7 @@ class Listed:
     shards: Indices
     offsets: Indices
     labels: Indices | None = None
-    names: Texts | None = None
+    names: list[str] | None = None
     identities: list[str] | None = None
     broken: dict[int, str] = field(default_factory=dict)
 

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ppfr.data.faceset import Indices
-from ppfr.data.formats import recordio, tfrecord
-from ppfr.data.formats.recordfiles import Codec, DataFiles, Listed, TextPacker, integers, read_lines, whole_number
+from ppfr.data.formats.record_sets import recordio, tfrecord
+from ppfr.data.formats.record_sets.files import Codec, DataFiles, Listed, integers, read_lines, whole_number
 from ppfr.util.errors import DataError
 
 TFRECORD = Codec(tfrecord.record_size, tfrecord.unpack_record)
@@ -45,7 +45,7 @@ def list_image_index(path: Path) -> Listed:
     shards, offsets, people = array("q"), array("q"), array("q")
     numbers: dict[str, int] = {}
     files: dict[int, int] = {}
-    names = TextPacker()
+    names: list[str] = []
     broken: dict[int, str] = {}
     for number, fields in read_lines(path):
         name, identity = fields[0], str(PurePosixPath(fields[0]).parent)
@@ -61,7 +61,7 @@ def list_image_index(path: Path) -> Listed:
         shards.append(files.setdefault(shard, len(files)) if shard >= 0 else -1)
         offsets.append(offset)
         people.append(numbers.setdefault(identity, len(numbers)) if shard >= 0 else -1)
-        names.add(name)
+        names.append(name)
     _refuse_hopeless(path, len(offsets), broken, "lines of image path, shard, offset")
     identities = sorted(numbers)
     place = np.empty(len(numbers) + 1, np.int64)
@@ -76,7 +76,7 @@ def list_image_index(path: Path) -> Listed:
         integers(shards),
         integers(offsets),
         labels,
-        names=names.texts(),
+        names=names,
         identities=identities,
         broken=broken,
     )

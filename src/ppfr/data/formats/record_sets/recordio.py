@@ -16,13 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppfr.data.formats.recordfiles import Read, Unpacked
+from ppfr.data.formats.record_sets.files import Read, Unpacked
 from ppfr.util.errors import DataError
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 LONGEST = (1 << 29) - 1
-LARGEST_LABEL = 1 << 24
-"""Labels are float32: whole numbers are exact up to here."""
 _PART = struct.Struct("<4sI")
 _HEADER = struct.Struct("<IfQQ")
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
@@ -35,37 +33,6 @@ class Content(NamedTuple):
     labels: tuple[float, ...]
     key: int
     image: bytes
-
-
-def pack_content(content: Content) -> bytes:
-    """The record of a content; flag 0 for one label, else the number of labels."""
-    if content.flag:
-        labels = np.asarray(content.labels, "<f4").tobytes()
-        return pack_record(_HEADER.pack(content.flag, 0, content.key, 0) + labels + content.image)
-    return pack_record(_HEADER.pack(0, content.labels[0], content.key, 0) + content.image)
-
-
-def pack_record(data: bytes) -> bytes:
-    """One record, in several parts where the data holds the magic number; raises DataError above 512 MiB."""
-    if len(data) > LONGEST:
-        raise DataError(f"{len(data):,} bytes; a RecordIO record holds at most {LONGEST:,}")
-    pieces = _cut(data)
-    flags = [_WHOLE] if len(pieces) == 1 else [_FIRST, *[_MIDDLE] * (len(pieces) - 2), _LAST]
-    return b"".join(
-        _PART.pack(MAGIC, flag << 29 | len(piece)) + piece + bytes(-len(piece) % 4)
-        for flag, piece in zip(flags, pieces, strict=True)
-    )
-
-
-def _cut(data: bytes) -> list[bytes]:
-    pieces: list[bytes] = []
-    start, found = 0, data.find(MAGIC)
-    while found >= 0:
-        if found % 4 == 0:
-            pieces.append(data[start:found])
-            start = found + len(MAGIC)
-        found = data.find(MAGIC, found + (len(MAGIC) if found % 4 == 0 else 1))
-    return [*pieces, data[start:]]
 
 
 def record_size(read: Read, offset: int) -> int:

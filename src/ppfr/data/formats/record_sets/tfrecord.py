@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import google_crc32c
 
-from ppfr.data.formats.recordfiles import Read, Unpacked
+from ppfr.data.formats.record_sets.files import Read, Unpacked
 from ppfr.util.errors import DataError
 
 FEATURE = b"image"
