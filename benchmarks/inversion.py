@@ -21,7 +21,7 @@ from torch import Tensor
 
 import ppfr
 from ppfr.attacks.base import create_attack
-from ppfr.attacks.leakage import measure_leakage
+from ppfr.attacks.metrics import MetricContext, Truth
 from ppfr.data.images import to_tensor
 from ppfr.data.sources import open_splits
 from ppfr.evaluation.metrics.identification import draw_search
@@ -88,17 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 started = time.perf_counter()
                 found = create_attack("linear-inversion")(method, coarsened(payload, bits), faces=public)
                 seconds = (time.perf_counter() - started) / people
-                leak = measure_leakage(
-                    found,
-                    images,
-                    test.labels[probes],
-                    gallery=to_tensor(test.images(gallery)),
-                    gallery_people=test.labels[gallery],
-                    judge=judge,
-                )
-                assert leak.rank1 is not None and leak.ceiling_rank1
-                shares.append(leak.rank1 / leak.ceiling_rank1)
-                figures = f"{leak.rank1:9.3f}{leak.ceiling_rank1:8.3f}{shares[-1]:10.3f}{leak.ssim:7.3f}"
+                truth = Truth(images, test.labels[probes], to_tensor(test.images(gallery)), test.labels[gallery])
+                measured = found.measure(MetricContext(truth, judge))
+                rank1 = measured["rank1"]
+                assert rank1.ceiling
+                shares.append(rank1.value / rank1.ceiling)
+                figures = f"{rank1.value:9.3f}{rank1.ceiling:8.3f}{shares[-1]:10.3f}{measured['ssim'].value:7.3f}"
                 print(f"{title:24}{bits:5}{figures}{len(set(found.hypotheses)):7}{seconds:8.2f}", flush=True)
             print(json.dumps({"method": name, "bits": bits, "mean_share_of_clear": float(np.mean(shares))}), flush=True)
 

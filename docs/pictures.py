@@ -16,11 +16,11 @@ from typing import Any
 import cv2
 import torch
 
+from ppfr.auditing.payload_pictures import describe_payload, payload_picture
 from ppfr.data.images import Images, to_tensor
 from ppfr.data.synthetic.faces import SyntheticFaces
 from ppfr.experiments.workbench import Workbench
 from ppfr.methods import method_names
-from ppfr.reports.pictures import describe_payload, payload_picture
 from ppfr.util.files import atomic_path
 
 FOLDER = Path(__file__).parent / "pictures"

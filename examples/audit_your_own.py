@@ -20,10 +20,10 @@ from torch import Tensor
 import ppfr
 from ppfr.auditing.audit import audit
 from ppfr.data.sources import open_splits
-from ppfr.experiments.workbench import own_recogniser
+from ppfr.experiments.workbench import recogniser_of
 from ppfr.networks import Recogniser
 from ppfr.recipes.recipe import load_recipe
-from ppfr.reports.audits import write_audit
+from ppfr.reports.cards import write_audit
 from ppfr.training.loop import train
 from ppfr.training.run import Run
 
@@ -68,7 +68,7 @@ def small_judge(data: str) -> Recogniser:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "judge")
         judge = train(ppfr.create("arcface", recipe.backbone_spec(None)), recipe, faces, run)
-        return own_recogniser(judge, run.model_file)
+        return recogniser_of(judge, run.model_file)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import torch
 
 import ppfr
 from ppfr.attacks.base import create_attack
+from ppfr.auditing.payload_pictures import payload_picture
 from ppfr.data.images import to_tensor
 from ppfr.data.synthetic.faces import SyntheticFaces
-from ppfr.reports.pictures import contact_sheet, payload_picture, save_png
+from ppfr.reports.pictures import contact_sheet, save_png
 
 
 def main(path: str) -> None:

@@ -13,17 +13,17 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from ppfr.auditing.card import (
-    Attacker,
     Audited,
-    Beside,
     Card,
     Control,
+    Estimate,
     Faces,
-    Figure,
     Finding,
+    FurtherEstimate,
     Network,
+    ThreatRecord,
     Times,
-    measured,
+    estimate_leak,
     proves,
     verdict,
     worst_finding,
@@ -103,22 +103,25 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CARD_MEASURE = "Rank-1 of recovered images, by the judge"
 
 
-def card_figure(value: float, spread: float = 0.05) -> Figure:
-    return Figure(value=value, low=max(0.0, value - spread), high=min(1.0, value + spread))
+def card_figure(value: float, spread: float = 0.05) -> Estimate:
+    return Estimate(value=value, low=max(0.0, value - spread), high=min(1.0, value + spread))
 
 
 def card_finding(attack: str, *, leak: float = 1.0, control: float = 1.0, ceiling: float = 1.0) -> Finding:
-    proof = measured(CARD_MEASURE, card_figure(control), card_figure(ceiling, 0), 0.02, 20)
+    proof = estimate_leak(CARD_MEASURE, card_figure(control), card_figure(ceiling, 0), 0.02, 20)
     return Finding(
         attack=attack,
         title=attack,
-        threat=Attacker(
+        threat=ThreatRecord(
             sees="one payload", knows="the method", has=["public faces"], pairs=0, text="sees one payload; knows ..."
         ),
         status="reliable" if proves(proof) else "unreliable",
-        result=measured(CARD_MEASURE, card_figure(leak), card_figure(ceiling, 0), 0.02, 40),
+        result=estimate_leak(CARD_MEASURE, card_figure(leak), card_figure(ceiling, 0), 0.02, 40),
         control=Control(target="the image in the payload's own shapes", result=proof, passed=proves(proof)),
-        further={"SSIM": Beside(value=0.9, low=0.8, high=0.95), "pair accuracy": Beside(value=0.8, low=0.7, high=0.9)},
+        further={
+            "SSIM": FurtherEstimate(value=0.9, low=0.8, high=0.95),
+            "pair accuracy": FurtherEstimate(value=0.8, low=0.7, high=0.9),
+        },
     )
 
 

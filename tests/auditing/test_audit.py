@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,17 @@ from torch import Tensor
 from ppfr.attacks.attacker import Attacker
 from ppfr.attacks.base import Recovery, RecoveryAttack, create_attack
 from ppfr.attacks.threat import Has, Sees, ThreatModel
-from ppfr.auditing import audit as audit_module
-from ppfr.auditing.audit import Audit, audit, audit_run
-from ppfr.auditing.card import Card, Network
+from ppfr.auditing import trials
+from ppfr.auditing.audit import audit, audit_run
+from ppfr.auditing.card import NO_JUDGE, Card, Network
+from ppfr.auditing.evidence import Audit, load_audit, refuse_repository
+from ppfr.auditing.payload_pictures import payload_picture
 from ppfr.auditing.profiles import PROFILES, Profile, find_profile
 from ppfr.data.faceset import FaceSet
+from ppfr.data.images import to_tensor
 from ppfr.methods import Method, MethodInfo, Payload
 from ppfr.methods.common.custom import custom_method
-from ppfr.util.errors import AttackError, MethodError
+from ppfr.util.errors import AttackError, DataError, MethodError
 
 PEOPLE, PHOTOS, SIZE = 12, 7, (24, 24)
 SMALL = Profile("fast", people=None, control_people=8, views=2, accuracy_images=None)
@@ -92,9 +96,12 @@ def test_an_unprotected_client_leaks_all_there_is(faces: Any, judge: Any) -> Non
     assert finding.threat is not None and finding.threat.knows == "the method's public parameters"
     assert "hides nobody" in card.verdict
     (evidence,) = found.evidence
-    assert evidence.labels == ("best", "median") and evidence.likeness[0] >= evidence.likeness[1] > 0.99
-    assert float((evidence.recovered - evidence.photos).abs().max()) < 0.01
-    assert torch.allclose(evidence.sent["payload"] / 2 + 0.5, evidence.photos, atol=1e-6)
+    assert evidence.labels[:2] == ("best", "median") and evidence.likeness[0] >= evidence.likeness[1] > 0.99
+    assert evidence.measure == "cosine" and evidence.recovered is not None
+    assert np.abs(evidence.recovered.astype(int) - evidence.photos).max() <= 0.01 * 255
+    photos_sent = client(lambda images: images).protect(to_tensor(evidence.photos), torch.Generator())
+    shown = [payload_picture(photos_sent, row) for row in range(len(evidence.photos))]
+    assert np.abs(np.stack(shown).astype(int) - evidence.sent).max() <= 1
 
 
 def test_a_constant_payload_leaks_chance(faces: Any, judge: Any) -> None:
@@ -186,7 +193,7 @@ def test_links_of_templates_are_shown_and_are_no_part_of_the_score(faces: Any, j
     assert finding.status == "reliable" and not finding.finds_people and finding.result is not None
     assert finding.result.privacy == 0 and finding.result.leak == finding.result.ceiling
     assert "D_sys" in finding.result.measure and "share all secrets" in finding.notes["matching"]
-    assert card.privacy is None and "no attack that looks for people was run" in card.verdict
+    assert card.privacy is None and "no attack that identifies people was run" in card.verdict
 
 
 def timeless(card: Card) -> dict[str, Any]:
@@ -211,10 +218,10 @@ def test_a_seed_repeats_a_card_and_another_one_stays_within_its_intervals(faces:
     assert before.leak.low <= after.leak.value <= before.leak.high
 
 
-def test_portions_give_the_same_card(faces: Any, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_give_the_same_card(faces: Any, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     method = client(lambda images: images)
     whole = run(method, faces, judge).card
-    monkeypatch.setattr(audit_module, "_MOST_BYTES", 5 * method.schema.nbytes)
+    monkeypatch.setattr(trials, "_CHUNK", 5 * method.schema.nbytes)
     assert timeless(run(method, faces, judge).card) == timeless(whole)
 
 
@@ -256,3 +263,52 @@ def test_profiles_say_what_they_cut() -> None:
     assert "linear-inversion: steps 10, newton 8, iterations 15" in PROFILES["fast"].cut(
         [create_attack("linear-inversion")]
     )
+
+
+def test_without_a_judge_recoveries_give_pictures_and_similarity_only(faces: Any, tmp_path: Path) -> None:
+    found = run(client(lambda images: images), faces, None)
+    (finding,) = found.card.findings
+    assert finding.status == "no judge" and finding.reason == NO_JUDGE
+    assert finding.result is None and finding.control is None and finding.threat is not None
+    assert set(finding.further) == {"SSIM", "PSNR"} and finding.further["SSIM"].value > 0.99
+    assert found.card.judge is None and found.card.privacy is None and found.card.worst is None
+    assert NO_JUDGE in found.card.verdict and "mean SSIM of 1.00" in found.card.verdict
+    (evidence,) = found.evidence
+    assert evidence.measure == "SSIM" and evidence.labels[:2] == ("best", "median") and len(evidence.photos) >= 4
+    found.save(tmp_path)
+    again = load_audit(tmp_path)
+    assert again.card == found.card
+    (read,) = again.evidence
+    assert (read.title, read.labels, read.likeness, read.caption) == (
+        evidence.title,
+        evidence.labels,
+        evidence.likeness,
+        evidence.caption,
+    )
+    for name in ("photos", "sent", "recovered"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(evidence, name))
+
+
+def test_without_a_judge_attacks_that_need_none_count_as_usual(faces: Any) -> None:
+    class Own(PixelJudge):
+        name, sha256 = "own", "0" * 64
+
+    own: Any = Own()
+    server = client(lambda images: images, embed=lambda tensors: own.embed(tensors["payload"]))
+    attacks = ["identity-linkage", "linear-inversion", "cross-matching"]
+    card = run(server, faces, None, recogniser=own, with_attacks=attacks).card
+    assert [finding.status for finding in card.findings] == ["reliable", "no judge", "reliable"]
+    assert card.worst == "identity-linkage" and card.privacy is not None and card.privacy < 0.1
+    assert "hides nobody" in card.verdict and f"recovered images: {NO_JUDGE}" in card.verdict
+
+
+def test_payloads_are_shown_where_no_attack_recovers_images(faces: Any, judge: Any) -> None:
+    (evidence,) = run(client(lambda images: images), faces, judge, with_attacks=[]).evidence
+    assert evidence.recovered is None and evidence.sent.shape[0] == len(evidence.photos) == len(evidence.labels) == 6
+
+
+def test_real_faces_stay_out_of_repositories(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    refuse_repository(tmp_path / "deep" / "card", synthetic=True)
+    with pytest.raises(DataError, match="lies inside the git repository"):
+        refuse_repository(tmp_path / "deep" / "card", synthetic=False)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ppfr.auditing.card import Card, Figure, Finding, load_card, measured, proves, verdict, worst_finding
+from ppfr.auditing.card import Card, Estimate, Finding, estimate_leak, load_card, proves, verdict, worst_finding
 from ppfr.util.errors import AttackError
 
 MakeFinding = Callable[..., Finding]
@@ -60,13 +60,13 @@ def test_an_attack_counts_only_if_its_control_passed(make_finding: MakeFinding) 
     assert worst_finding([doubtful]) is None
     trait = weak.model_copy(update={"finds_people": False})
     assert worst_finding([trait, weak]) is weak and worst_finding([trait]) is None
-    assert "no attack that looks for people" in verdict("Toy", [trait])
+    assert "no attack that identifies people" in verdict("Toy", [trait])
     assert "learned-inversion gets 40%" in verdict("Toy", [doubtful, weak])
     assert "1 attack unreliable, not counted" in verdict("Toy", [doubtful, weak])
     assert "nothing can be said" in verdict("Toy", [doubtful])
     with pytest.raises(ValidationError, match="is 'reliable' but its control passed: False"):
         Finding(**{**doubtful.model_dump(), "status": "reliable"})
-    with pytest.raises(ValidationError, match="an attack that ran has a threat and a result"):
+    with pytest.raises(ValidationError, match="an attack that ran has a threat"):
         Finding(attack="a", title="A", threat=None, status="reliable")
 
 
@@ -80,18 +80,18 @@ def test_the_verdict_says_how_bad_it_is(make_finding: MakeFinding, leak: float, 
 
 @given(st.floats(0, 1), st.floats(0.05, 1), st.floats(0, 0.04))
 def test_privacy_is_zero_at_the_ceiling_and_one_at_chance(leak: float, ceiling: float, chance: float) -> None:
-    def figure(value: float) -> Figure:
-        return Figure(value=value, low=value, high=value)
+    def figure(value: float) -> Estimate:
+        return Estimate(value=value, low=value, high=value)
 
-    found = measured("Rank-1", figure(leak), figure(ceiling), chance, 10)
+    found = estimate_leak("Rank-1", figure(leak), figure(ceiling), chance, 10)
     assert 0 <= found.privacy <= 1
-    assert measured("Rank-1", figure(ceiling), figure(ceiling), chance, 10).privacy == 0
-    assert measured("Rank-1", figure(chance), figure(ceiling), chance, 10).privacy == pytest.approx(1, abs=1e-4)
-    assert proves(measured("Rank-1", figure(ceiling), figure(ceiling), chance, 10))
-    assert not proves(measured("Rank-1", figure(chance), figure(ceiling), chance, 10))
+    assert estimate_leak("Rank-1", figure(ceiling), figure(ceiling), chance, 10).privacy == 0
+    assert estimate_leak("Rank-1", figure(chance), figure(ceiling), chance, 10).privacy == pytest.approx(1, abs=1e-4)
+    assert proves(estimate_leak("Rank-1", figure(ceiling), figure(ceiling), chance, 10))
+    assert not proves(estimate_leak("Rank-1", figure(chance), figure(ceiling), chance, 10))
 
 
 def test_a_judge_that_guesses_measures_nothing() -> None:
-    figure = Figure(value=0.1, low=0, high=0.2)
+    figure = Estimate(value=0.1, low=0, high=0.2)
     with pytest.raises(AttackError, match="a judge that only guesses"):
-        measured("Rank-1", figure, figure, 0.1, 10)
+        estimate_leak("Rank-1", figure, figure, 0.1, 10)

@@ -197,31 +197,26 @@ def test_methods_and_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_quickstart_writes_summary_and_report_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["quickstart", "--data", TINY, "--methods", "arcface,partialface", "--out", tmp_path]
+    arguments += ["--attacks", "linear-inversion"]
     assert ppfr_command(*arguments) == 0
     rows = json.loads((tmp_path / "summary.json").read_text())
     assert [row["method"] for row in rows] == ["arcface", "partialface"]
     assert set(rows[0]) == {
-        "method",
-        "pair_accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "leak_rank1",
-        "ceiling_rank1",
-        "ssim",
-        "payload_bytes",
-        "client_ms",
-        "server_ms",
-        "train_seconds",
+        *("method", "label", "title", "seeds", "failed", "verdict", "pareto", "worst", "privacy"),
+        *("pair_accuracy", "accuracy_low", "accuracy_high", "accuracy_deviation"),
+        *("leak", "leak_low", "leak_high", "leak_rank1", "ceiling_rank1", "ssim", "ssim_low", "ssim_high"),
+        *("payload_bytes", "client_ms", "server_ms", "train_seconds"),
     }
+    assert "no judge: identification not measured" in rows[0]["verdict"] and rows[0]["leak_rank1"] is None
     # the unprotected image comes back as it is; PartialFace's only in part
     assert rows[0]["ssim"] > 0.99 > rows[1]["ssim"]
     report = (tmp_path / "report.html").read_text()
     assert "synthetic" in report.lower()
-    trained = (tmp_path / "runs" / "partialface" / "model.safetensors").stat().st_mtime_ns
-    shutil.rmtree(tmp_path / "runs" / "arcface")
+    trained = (tmp_path / "runs" / "partialface-seed0" / "model.safetensors").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "runs" / "arcface-seed0")
     assert ppfr_command(*arguments) == 0
-    assert (tmp_path / "runs" / "partialface" / "model.safetensors").stat().st_mtime_ns == trained
-    assert (tmp_path / "runs" / "arcface" / "model.safetensors").exists()
+    assert (tmp_path / "runs" / "partialface-seed0" / "model.safetensors").stat().st_mtime_ns == trained
+    assert (tmp_path / "runs" / "arcface-seed0" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

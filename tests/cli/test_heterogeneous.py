@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-import ppfr.experiments.quickstart
+import ppfr.cli.quickstart
 import ppfr.experiments.workbench
+from ppfr.experiments.comparison import load_comparison
 from ppfr.recipes.recipe import load_recipe
-from ppfr.util.errors import AttackError
 from support.commands import FAST, ppfr_command
 
 FACES = "synthetic:people=6,images=4"
@@ -152,14 +152,13 @@ def test_sixteen_bit_and_grey_images_train(place: Path, tmp_path: Path, capsys: 
 def test_quickstart_says_simulated(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def no_attack(*_: object, **__: object) -> None:
-        raise AttackError("not in this test")
-
     small = {"training": {"epochs": 1, "batch_size": 8}, "backbone": {"width": 0.125, "embedding_size": 16}}
     monkeypatch.setattr(
         ppfr.experiments.workbench, "load_recipe", lambda name, **how: load_recipe(name, **{**how, "overrides": small})
     )
-    monkeypatch.setattr(ppfr.experiments.quickstart, "try_attack", no_attack)
+    monkeypatch.setattr(
+        ppfr.cli.quickstart, "load_comparison", lambda name, changes: load_comparison(name, {**changes, "audit": None})
+    )
     arguments = ["quickstart", "--data", f"lamp-hq:{place / 'lamp'},fold=2", "--methods", "arcface", "--out", tmp_path]
     assert ppfr_command(*arguments) == 0
     assert "simulated LAMP-HQ fold 2 (test)" in (tmp_path / "report.html").read_text()

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
-from ppfr.experiments.comparison import comparison_names, load_comparison
+from ppfr.auditing.card import NO_JUDGE, load_card
+from ppfr.experiments.comparison import PRESETS, load_comparison
 from ppfr.methods import Method
 from ppfr.methods.arcface import ArcFace
+from ppfr.recipes.recipe import built_in_names
 from ppfr.training.interruption import EXIT_STATUS, Interrupted
 from ppfr.training.run import Run
 from ppfr.util.errors import RecipeError
+from ppfr.util.files import sha256_file
 from support.commands import TINY, ppfr_command
 
 RECIPE = """
@@ -61,7 +64,7 @@ def test_a_comparison_writes_tables_and_goes_on(
         assert float(next(csv.DictReader(stream))["pair accuracy, %"]) == rows[0]["values"][0]
     published = found["published"]["rows"]
     assert {row["source"] for row in published} == {"published"}
-    page = (folder / "comparison.html").read_text()
+    page = (folder / "report.html").read_text()
     assert "<script" not in page and "99.77" in page
     assert r"\toprule" in (folder / "tables" / "cost.tex").read_text()
 
@@ -107,7 +110,7 @@ def test_a_failure_is_told_and_does_not_stop_the_others(
     assert "1 of 2 failed: wild (seed 0)" in capsys.readouterr().err
     assert "the loss is" in tables(folder)["failed"]["wild"][0]
     assert len(tables(folder)["tables"]["accuracy"]["rows"]) == 1
-    assert "wild failed" in (folder / "comparison.html").read_text()
+    assert "wild failed" in (folder / "report.html").read_text()
 
 
 def test_an_unforeseen_error_does_not_stop_the_others(
@@ -148,7 +151,35 @@ def test_an_audited_comparison_draws_leak_and_front(recipe: Path, shared: Path, 
     leak = tables(folder)["tables"]["leak"]["rows"]
     assert [row["values"][0] for row in leak] == [0.0, 0.0]
     assert (folder / "cards" / "all-channels-seed0" / "card.html").is_file()
-    assert "<svg" in (folder / "comparison.html").read_text()
+    assert "<svg" in (folder / "report.html").read_text()
+
+
+def test_without_a_judge_the_audit_is_the_attacks_that_need_none(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(RECIPE.replace("audit: null", "audit: fast\nattacks: [attribute-inference, linear-inversion]"))
+    folder = tmp_path / "out"
+    arguments = ["compare", recipe, "--data", TINY, "--out", folder, "--seeds", "0", "--methods", "arcface"]
+    assert ppfr_command(*arguments) == 0
+    card = load_card(folder / "cards" / "arcface-seed0")
+    assert [finding.status for finding in card.findings] == ["reliable", "no judge"] and card.judge is None
+    page = (folder / "report.html").read_text()
+    assert NO_JUDGE in page and NO_JUDGE in (folder / "cards" / "arcface-seed0" / "card.html").read_text()
+    # pictures and figures are read from the folder again
+    assert ppfr_command(*arguments) == 0
+    assert (folder / "report.html").read_text() == page
+
+
+def test_a_teacher_is_trained_first_where_the_recipe_names_one(recipe: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.yaml"
+    small.write_text(
+        "method: arcface\nbackbone: {width: 0.125, embedding_size: 16}\n"
+        "training: {epochs: 1, batch_size: 8, losses: {margin: 1, distil: 0}}\n"
+    )
+    recipe.write_text(f"{RECIPE}teacher: {small}\n")
+    folder = tmp_path / "out"
+    assert ppfr_command("compare", recipe, "--data", TINY, "--out", folder, "--seeds", "0") == 0
+    record = Run(folder / "runs" / "all-channels-seed0").read_record()
+    assert record["teacher"]["sha256"] == sha256_file(folder / "runs" / "teacher-seed0" / "model.safetensors")
+    assert "trained here" in (folder / "report.html").read_text()
 
 
 def test_every_method_is_measured_on_a_heterogeneous_protocol_too(
@@ -197,8 +228,9 @@ def test_bad_recipes_are_refused(change: dict[str, Any], message: str) -> None:
 
 
 def test_every_built_in_comparison_loads() -> None:
-    assert {"quick", "standard", "strength"} <= set(comparison_names())
-    for name in comparison_names():
+    names = built_in_names(PRESETS)
+    assert {"quick", "quickstart", "standard", "strength"} <= set(names)
+    for name in names:
         assert load_comparison(name).methods
 
 

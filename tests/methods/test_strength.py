@@ -12,12 +12,12 @@ from torch import Tensor
 import ppfr
 from ppfr.data.images import to_tensor
 from ppfr.data.synthetic.faces import SyntheticFaces
-from ppfr.experiments.comparison import Entry, load_comparison
+from ppfr.experiments.comparison import ComparisonEntry, load_comparison
 from ppfr.methods import Method
 from ppfr.methods.cloak import Cloak
 
 
-def family(entry: Entry) -> str:
+def family(entry: ComparisonEntry) -> str:
     return str(entry.set["options"].get("kind", entry.method))
 
 
@@ -31,7 +31,7 @@ def faces() -> Tensor:
     return to_tensor(SyntheticFaces(people=12, images=2).images(range(24)))
 
 
-def made(entry: Entry) -> Method:
+def made(entry: ComparisonEntry) -> Method:
     more = {"components": 16} if entry.method == "peep" else {}
     return ppfr.create(entry.method, "mobilefacenet", width=0.25, embedding_size=32, **entry.set["options"], **more)
 

@@ -35,14 +35,6 @@ def test_scaled(value: float | None, unit: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
-    [(0.0, "0.00 ms"), (0.104, "0.10 ms"), (1.834, "1.83 ms"), (12.41, "12.4 ms"), (1234.5, "1234 ms"), (None, "—")],
-)
-def test_milliseconds(value: float | None, expected: str) -> None:
-    assert plain(wording.milliseconds(value)) == expected
-
-
-@pytest.mark.parametrize(
     ("seconds", "expected"),
     [(0.2, "0 s"), (59.6, "1 min 0 s"), (725, "12 min 5 s"), (7384, "2 h 3 min"), (None, "—")],
 )
@@ -68,38 +60,3 @@ def test_ranges() -> None:
     assert plain(wording.plain_range(Bounds(-0.1, 0.2), 2)) == "-0.10 to 0.20"
     assert plain(wording.plain_range(Bounds(20.8, 21.94), 1, "dB")) == "20.8–21.9 dB"
     assert wording.percent_range(None) == wording.plain_range(None, 2) == ""
-
-
-def test_recognition_verdict() -> None:
-    row = {"pair_accuracy": 0.915, "accuracy_low": 0.901, "accuracy_high": 0.928}
-    assert plain(wording.recognition_verdict(row)) == (
-        "Judges 91.5 % of photo pairs correctly (95 % interval 90.1–92.8 %; guessing: 50 %)."
-    )
-    assert "not measured" in wording.recognition_verdict({"pair_accuracy": None})
-
-
-def test_leakage_verdict_names_everything_known() -> None:
-    row = {"leak_rank1": 0.95, "ceiling_rank1": 0.98}
-    leakage = {"rank1_interval": [0.89, 0.99], "chance": 0.017, "privacy": 0.03}
-    told = plain(wording.leakage_verdict(row, leakage))
-    assert told.startswith(
-        "Of the people whose payload an attacker got, 95.0 % are re-identified "
-        "(95 % interval 89.0–99.0 %; from clear photos 98.0 %; by guessing 1.7 %)."
-    )
-    assert "hides nobody" in told
-
-
-@pytest.mark.parametrize(
-    ("privacy", "words"),
-    [(0.0, "hides nobody"), (0.3, "hides few"), (0.7, "exposes others"), (1.0, "no proof"), (None, "re-identified.")],
-)
-def test_the_reading_follows_the_privacy_score(privacy: float | None, words: str) -> None:
-    assert words in wording.leakage_verdict({"leak_rank1": 0.5}, {"privacy": privacy})
-
-
-def test_what_was_not_measured_is_not_called_private() -> None:
-    likeness_only = wording.leakage_verdict({"leak_rank1": None, "ssim": 0.2}, {"ssim": 0.2})
-    nothing = wording.leakage_verdict({"leak_rank1": None, "ssim": None}, None)
-    assert "not known" in likeness_only
-    assert "SSIM 0.20" in likeness_only
-    assert "nothing is known" in nothing

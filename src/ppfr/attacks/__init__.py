@@ -16,7 +16,6 @@ from ppfr.attacks.base import (
     create_attack,
     register,
 )
-from ppfr.attacks.leakage import Leakage, Trial, measure_leakage, try_attack
 from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "Inference",
     "InferenceAttack",
     "Knows",
-    "Leakage",
     "Linkage",
     "LinkageAttack",
     "Pairs",
@@ -40,11 +38,8 @@ __all__ = [
     "Result",
     "Sees",
     "ThreatModel",
-    "Trial",
     "attack_names",
     "create_attack",
-    "measure_leakage",
     "register",
     "stored_templates",
-    "try_attack",
 ]

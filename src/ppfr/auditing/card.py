@@ -6,10 +6,11 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, overload
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ppfr.networks import Recogniser
 from ppfr.util.errors import AttackError
 from ppfr.util.files import atomic_write
 
@@ -18,7 +19,8 @@ CARD_FILE = "card.json"
 # of the way from chance to the ceiling: what an attack must get from a weakened target to be believed
 CONTROL_SHARE = 0.5
 
-Status = Literal["reliable", "unreliable", "not applicable"]
+Status = Literal["reliable", "unreliable", "no judge", "not applicable"]
+NO_JUDGE = "no judge: identification not measured"
 
 
 def _rounded(value: float) -> float:
@@ -29,13 +31,13 @@ def _rounded(value: float) -> float:
 Number = Annotated[float, AfterValidator(_rounded)]
 
 
-class Part(BaseModel):
+class CardPart(BaseModel):
     """A part of a card; unknown keys and wrong types are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Figure(Part):
+class Estimate(CardPart):
     """A measured value with its 95 % bootstrap interval over people."""
 
     value: Number
@@ -43,14 +45,14 @@ class Figure(Part):
     high: Number
 
 
-class Beside(Figure):
-    """A further measure, with what clear photos and guessing give where that is known."""
+class FurtherEstimate(Estimate):
+    """A measure beside the leak, with its values for clear photos and for guessing where they are known."""
 
     ceiling: Number | None = None
     chance: Number | None = None
 
 
-class Attacker(Part):
+class ThreatRecord(CardPart):
     """A threat model: what the attacker sees, knows and has, and the same in one line."""
 
     sees: str
@@ -60,58 +62,62 @@ class Attacker(Part):
     text: str
 
 
-class Measured(Part):
+class LeakEstimate(CardPart):
     """What an attack got, against what the same search gets from clear photos and from guessing.
 
     `privacy` is 1 - (leak - chance) / (ceiling - chance) within [0,1].
     """
 
     measure: str
-    leak: Figure
-    ceiling: Figure
+    leak: Estimate
+    ceiling: Estimate
     chance: Number
     privacy: Number
     people: int = Field(ge=1)
 
 
-class Control(Part):
+class Control(CardPart):
     """The same attack on a target that it should break: whether it works at all."""
 
     target: str
-    result: Measured
+    result: LeakEstimate
     passed: bool
 
 
-class Finding(Part):
-    """One attack: under which threat model it ran, what it got, and whether it proved itself on a weakened target.
+class Finding(CardPart):
+    """One attack: its threat model, its leak, and the control that shows whether it works.
 
-    `finds_people` is whether what it got is whose face it is, rather than a trait or a link of two templates.
-    Only reliable findings that do so count towards the verdict. `further` holds measures beside the leak.
+    `status` is "reliable" when the attack succeeded on a weakened target, "unreliable" when it did not, "no judge" when
+    it recovered images but no judge identified them, "not applicable" when it did not run. `finds_people` is whether
+    the leak is an identity rather than an attribute or a link between two templates. Only reliable findings of
+    identities count towards the verdict. `further` holds measures beside the leak.
     """
 
     attack: str
     title: str
-    threat: Attacker | None
+    threat: ThreatRecord | None
     status: Status
     reason: str = ""
     finds_people: bool = True
-    result: Measured | None = None
+    result: LeakEstimate | None = None
     control: Control | None = None
-    further: dict[str, Beside] = Field(default_factory=dict)
+    further: dict[str, FurtherEstimate] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
     notes: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _whole(self) -> Finding:
-        if (self.status != "not applicable") != (self.result is not None and self.threat is not None):
-            raise ValueError(f"{self.attack} is {self.status!r}: an attack that ran has a threat and a result")
+        if (self.status == "not applicable") != (self.threat is None):
+            raise ValueError(f"{self.attack} is {self.status!r}: an attack that ran has a threat")
+        if (self.status in ("reliable", "unreliable")) != (self.result is not None):
+            raise ValueError(f"{self.attack} is {self.status!r}: an attack whose leak was measured has a result")
         passed = self.control is not None and self.control.passed
         if (self.status == "reliable") != passed:
             raise ValueError(f"{self.attack} is {self.status!r} but its control passed: {passed}")
         return self
 
 
-class Audited(Part):
+class Audited(CardPart):
     """The method under audit and what one query of it sends."""
 
     name: str
@@ -126,15 +132,32 @@ class Audited(Part):
     sha256: str | None = Field(description="of the run's model file; None for a method that was not loaded from one")
 
 
-class Network(Part):
+class Network(CardPart):
     """A recogniser that took part: judge, attacker's recogniser or teacher."""
 
     name: str
     sha256: str
     preprocessing: str = ""
 
+    @overload
+    @classmethod
+    def of(cls, recogniser: Recogniser) -> Network: ...
+    @overload
+    @classmethod
+    def of(cls, recogniser: None) -> None: ...
+    @classmethod
+    def of(cls, recogniser: Recogniser | None) -> Network | None:
+        """The record of a recogniser; None for none."""
+        if recogniser is None:
+            return None
+        return cls(name=recogniser.name, sha256=recogniser.sha256, preprocessing=str(recogniser.preprocessing))
 
-class Faces(Part):
+    def describe(self) -> str:
+        """Name and preprocessing in one line."""
+        return f"{self.name} ({self.preprocessing})" if self.preprocessing else self.name
+
+
+class Faces(CardPart):
     """Whose faces were used: the attacked, their other photos, and those of other people the attacker has."""
 
     name: str
@@ -145,7 +168,7 @@ class Faces(Part):
     synthetic: bool
 
 
-class Times(Part):
+class Times(CardPart):
     """All that differs between two runs of the same audit."""
 
     started: str
@@ -153,7 +176,7 @@ class Times(Part):
     attacks: dict[str, float]
 
 
-class Card(Part):
+class Card(CardPart):
     """What an audit found of one method.
 
     Two audits with the same seed on the same machine differ in `times` at most. `privacy` is that of the worst reliable
@@ -163,13 +186,13 @@ class Card(Part):
     schema_version: Literal[1] = SCHEMA_VERSION
     method: Audited
     faces: Faces
-    judge: Network
+    judge: Network | None = Field(description="who identified recovered images; None: nobody did")
     recogniser: Network | None
     teacher: Network | None
     profile: str
     seed: int
     cut: list[str] = Field(description="what the profile leaves out or makes smaller than the full audit")
-    accuracy: Figure | None = Field(description="pair accuracy of the method itself")
+    accuracy: Estimate | None = Field(description="pair accuracy of the method itself")
     findings: list[Finding]
     privacy: Number | None
     worst: str | None
@@ -224,7 +247,7 @@ def load_card(path: Path | str) -> Card:
         raise AttackError(f"{file} is not JSON: {error}") from error
 
 
-def measured(measure: str, leak: Figure, ceiling: Figure, chance: float, people: int) -> Measured:
+def estimate_leak(measure: str, leak: Estimate, ceiling: Estimate, chance: float, people: int) -> LeakEstimate:
     """Put a leak between chance and ceiling; raises AttackError where the ceiling is no better than chance."""
     chance = _rounded(chance)
     room = ceiling.value - chance
@@ -234,10 +257,10 @@ def measured(measure: str, leak: Figure, ceiling: Figure, chance: float, people:
             "measure a leak. Give another judge, or aligned faces"
         )
     privacy = min(1.0, max(0.0, 1 - (leak.value - chance) / room))
-    return Measured(measure=measure, leak=leak, ceiling=ceiling, chance=chance, privacy=privacy, people=people)
+    return LeakEstimate(measure=measure, leak=leak, ceiling=ceiling, chance=chance, privacy=privacy, people=people)
 
 
-def proves(control: Measured) -> bool:
+def proves(control: LeakEstimate) -> bool:
     """Whether an attack got enough from its weakened target to be believed elsewhere."""
     return control.privacy <= 1 - CONTROL_SHARE
 
@@ -256,24 +279,41 @@ def verdict(title: str, findings: Sequence[Finding]) -> str:
     """The audit in one line."""
     worst = worst_finding(findings)
     unreliable = sum(finding.status == "unreliable" for finding in findings)
+    unjudged = [finding for finding in findings if finding.status == "no judge"]
     doubt = f" ({unreliable} attack{'s' if unreliable > 1 else ''} unreliable, not counted)" if unreliable else ""
-    if findings and not any(finding.finds_people for finding in findings):
-        return f"{title}: nothing is said of who can be found, because no attack that looks for people was run."
     if worst is None or worst.result is None:
+        if unjudged:
+            return f"{title}: {NO_JUDGE}{_likeness(unjudged)}{doubt}."
+        if findings and not any(finding.finds_people for finding in findings):
+            return f"{title}: identification not measured, because no attack that identifies people was run."
         return f"{title}: nothing can be said, because no attack proved itself on a weakened target{doubt}."
     result = worst.result
-    score = result.privacy
-    judgement = (
-        "hides nobody"
-        if score < 0.1
-        else "hides few people"
-        if score < 0.5
-        else "hides some people and exposes others"
-        if score < 0.9
-        else "withstood these attacks, which is no proof"
-    )
     against = f"clear photos {result.ceiling.value:.0%}, chance {result.chance:.0%}"
+    missing = f"; recovered images: {NO_JUDGE}" if unjudged else ""
     return (
-        f"{title} {judgement}: privacy score {score:.2f}; {worst.title.lower()} gets {result.leak.value:.0%} "
-        f"({result.measure}; {against}){doubt}."
+        f"{title} {judgement(result.privacy)}: privacy score {result.privacy:.2f}; {worst.title.lower()} gets "
+        f"{result.leak.value:.0%} ({result.measure}; {against}){doubt}{missing}."
     )
+
+
+def judgement(privacy: float) -> str:
+    """A privacy score in words."""
+    for limit, words in (
+        (0.1, "hides nobody"),
+        (0.5, "hides few people"),
+        (0.9, "hides some people and exposes others"),
+    ):
+        if privacy < limit:
+            return words
+    return "withstood these attacks, which is no proof"
+
+
+def _likeness(findings: Sequence[Finding]) -> str:
+    """How similar the best recovery is to the photo."""
+    found = [
+        (finding.further["SSIM"].value, finding.title.lower()) for finding in findings if "SSIM" in finding.further
+    ]
+    if not found:
+        return ""
+    value, title = max(found)
+    return f"; {title} recovers images with a mean SSIM of {value:.2f} to the photos"

@@ -14,11 +14,17 @@ from rich.table import Table
 
 from ppfr.attacks.base import attack_names
 from ppfr.auditing.audit import audit_run
-from ppfr.auditing.card import Card, Finding, load_card
+from ppfr.auditing.card import Card, Finding
+from ppfr.auditing.evidence import refuse_repository
 from ppfr.auditing.profiles import PROFILES
 from ppfr.cli.app import DeviceOption, PayloadSettings, PreprocessingOption, SeedOption, app, out, recogniser
+from ppfr.cli.compare import print_files, print_summary
+from ppfr.data.synthetic.faces import is_synthetic
+from ppfr.experiments.comparison import SETTINGS_FILE, card_outcomes
+from ppfr.experiments.summary import summarise, summary_rows
 from ppfr.recipes.recipe import parse_overrides
-from ppfr.reports.audits import refuse_repository, write_audit, write_comparison
+from ppfr.reports.cards import write_audit
+from ppfr.reports.report import PAGE_FILE, SUMMARY_FILE, write_report
 from ppfr.util.errors import AttackError
 
 
@@ -38,7 +44,8 @@ def audit_command(
     judge: Annotated[
         Path | None,
         typer.Option(
-            help="Public recogniser that says whose face was recovered: neither the run's teacher nor --recogniser."
+            help="Public recogniser that identifies recovered images: neither the run's teacher nor --recogniser. "
+            "Without one identification is not measured."
         ),
     ] = None,
     own: Annotated[
@@ -65,31 +72,29 @@ def audit_command(
     recogniser_preprocessing: PreprocessingOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Find out what an attacker really gets from a method's payloads: every attack, one card, a verdict.
+    """Attack a method's payloads with every attack, and write a card with the leaks and a verdict.
 
     ppfr audit RUN --data DIR --judge judge.onnx --recogniser teacher.ckpt --out CARDS/partialface
 
     ppfr audit --compare CARDS/partialface CARDS/duetface --out CARDS
 
     Each attack states what its attacker sees, knows and has, and must first prove itself on a weakened target. The
-    score is that of the worst attack: 0 as the clear photo, 1 as guessing. No attack found is not a proof.
+    score is that of the worst attack: 0 as the clear photo, 1 as guessing. No leak found is no proof. --compare writes
+    the same report as ppfr compare, from cards.
     """
     if compare:
-        _compare([load_card(run) for run in runs], out_dir, as_json)
+        _compare(runs, out_dir, as_json)
         return
     if len(runs) != 1:
         raise AttackError(f"{len(runs)} runs given; audit one at a time, and put their cards together with --compare")
-    if data is None or judge is None:
-        raise AttackError("an audit needs --data (aligned faces) and --judge (a public recogniser)")
+    if data is None:
+        raise AttackError("an audit needs --data (aligned faces)")
     folder = runs[0] / "audit" if out_dir is None else out_dir
-    if not data.startswith("synthetic"):
-        refuse_repository(folder)
-    judging = recogniser(judge, judge_preprocessing)
-    assert judging is not None
+    refuse_repository(folder, synthetic=is_synthetic(data))
     found = audit_run(
         runs[0],
         data,
-        judge=judging,
+        judge=recogniser(judge, judge_preprocessing),
         recogniser=recogniser(own, recogniser_preprocessing),
         profile=profile,
         with_attacks=_chosen(names),
@@ -134,7 +139,8 @@ def _print(card: Card) -> None:
 def _row(finding: Finding) -> list[str]:
     result, control = finding.result, finding.control
     if result is None:
-        return [finding.attack, "-", "-", "-", "-", "-", "not run"]
+        state = "not run" if finding.threat is None else "no judge"
+        return [finding.attack, "-", "-", "-", "-", "-", state]
     return [
         finding.attack,
         f"{result.leak.value:.0%} ({100 * result.leak.low:.0f}-{100 * result.leak.high:.0f})",
@@ -149,28 +155,21 @@ def _row(finding: Finding) -> list[str]:
 def _counts(finding: Finding) -> str:
     if finding.status != "reliable":
         return "no"
-    return "yes" if finding.finds_people else "beside"
+    return "yes" if finding.finds_people else "no identity"
 
 
-def _compare(cards: list[Card], folder: Path | None, as_json: bool) -> None:
+def _compare(cards: list[Path], folder: Path | None, as_json: bool) -> None:
     if folder is None:
-        raise AttackError("--compare needs --out, a folder for comparison.html and comparison.json")
-    page, data = write_comparison(cards, folder)
-    rows = json.loads(data.read_text())["methods"]
+        raise AttackError(f"--compare needs --out, a folder for {PAGE_FILE} and {SUMMARY_FILE}")
+    if (folder / SETTINGS_FILE).exists():
+        raise AttackError(f"{folder} holds the report of a comparison, which would be replaced; choose another --out")
+    outcomes = card_outcomes(cards)
+    synthetic = all(one.card.faces.synthetic for one in outcomes if one.card is not None)
+    refuse_repository(folder, synthetic=synthetic or not any(one.evidence for one in outcomes))
+    write_report(outcomes, folder, command=shlex.join(["ppfr", *sys.argv[1:]]))
+    summaries = summarise(outcomes)
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(summary_rows(summaries), indent=2, allow_nan=False))
         return
-    table = Table()
-    for heading in ("method", "accuracy", "leak", "payload", "worst attack", "front"):
-        table.add_column(heading, no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["method"],
-            "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
-            "-" if row["leak"] is None else f"{row['leak']:.0%}",
-            f"{row['payload_bytes'] / 1e6:.2f} MB",
-            row["worst"] or "-",
-            "yes" if row["pareto"] else "",
-        )
-    out.print(table)
-    out.print(f"Written: {page}\nWritten: {data}", soft_wrap=True, highlight=False, markup=False)
+    print_summary(summaries)
+    print_files(folder)

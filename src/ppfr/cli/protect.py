@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from ppfr.auditing.payload_pictures import describe_payload, payload_picture
 from ppfr.cli.app import PayloadSettings, app, out
 from ppfr.cli.models import identify_model, load_protected
 from ppfr.evaluation.payload_files import photos_to_protect, protect_photos
 from ppfr.methods import Payload
-from ppfr.reports.pictures import describe_payload, payload_picture, save_png
+from ppfr.reports.pictures import save_png
 from ppfr.util.progress import track
 
 

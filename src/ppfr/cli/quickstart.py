@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from ppfr.cli.app import (
     SMALL_POPULATION,
@@ -18,11 +15,12 @@ from ppfr.cli.app import (
     SeedOption,
     StrictOption,
     app,
-    out,
     recogniser,
 )
-from ppfr.experiments.quickstart import DEFAULT_METHODS, Quickstart
-from ppfr.recipes.recipe import PROFILES, recipe_names
+from ppfr.cli.compare import comma_separated, print_files, print_summary, report_failures, run_comparison
+from ppfr.experiments.comparison import Comparison, load_comparison
+from ppfr.experiments.summary import summarise
+from ppfr.recipes.recipe import PROFILES
 
 
 @app.command()
@@ -36,15 +34,21 @@ def quickstart(
     ] = None,
     judge: Annotated[
         Path | None,
-        typer.Option(help="Another public recogniser, which says whose face an attack recovered. Never the teacher."),
+        typer.Option(help="Another public recogniser, which identifies recovered images. Never the teacher."),
     ] = None,
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for runs, summary.json and report.html.")] = Path(
-        "out"
-    ),
-    names: Annotated[str, typer.Option("--methods", help="Names separated by commas, or all.")] = ",".join(
-        DEFAULT_METHODS
-    ),
-    profile: Annotated[str, typer.Option(help=f"Recipe profile: {', '.join(PROFILES)}.")] = "quick",
+    out_dir: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Folder for runs, summary.json and report.html; for real faces outside of any repository."
+        ),
+    ] = Path("out"),
+    names: Annotated[
+        str | None, typer.Option("--methods", help="Names separated by commas, or all, instead of the preset's.")
+    ] = None,
+    attacks: Annotated[
+        str | None, typer.Option(help="Only these attacks, separated by commas, instead of the preset's.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help=f"Recipe profile: {', '.join(PROFILES)}.")] = None,
     teacher_preprocessing: PreprocessingOption = None,
     judge_preprocessing: PreprocessingOption = None,
     seed: SeedOption = 0,
@@ -53,40 +57,27 @@ def quickstart(
 ) -> None:
     """Train, measure and attack protected recognisers, and write one HTML report. Repeat it to go on after a stop.
 
-    Without --data it uses synthetic faces; without --teacher it first trains an unprotected recogniser that teaches the
-    protected ones.
+    It is `ppfr compare quickstart` with defaults: without --data it uses synthetic faces; without --teacher it first
+    trains an unprotected recogniser that teaches the protected ones; without --judge identification from recovered
+    images is not measured.
     """
-    chosen = recipe_names() if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
-    job = Quickstart(
-        data=data,
-        out=out_dir,
+    changes: dict[str, Any] = {"seeds": [seed]}
+    if names is not None:
+        changes["methods"] = names if names == "all" else comma_separated(names)
+    if attacks is not None:
+        changes["attacks"] = comma_separated(attacks)
+    if profile is not None:
+        changes["profile"] = profile
+    job = Comparison(
+        load_comparison("quickstart", changes),
+        data,
+        out_dir,
         teacher=recogniser(teacher, teacher_preprocessing),
         judge=recogniser(judge, judge_preprocessing),
-        methods=chosen,
-        profile=profile,
-        seed=seed,
         strict=strict,
         device=device,
-        command=shlex.join(["ppfr", *sys.argv[1:]]),
     )
-    results = job.run()
-    table = Table()
-    for heading in ("method", "accuracy (95 %)", "leak", "ceiling", "SSIM", "payload", "seconds"):
-        table.add_column(heading, no_wrap=True)
-    for result in results:
-        row = result.row
-        table.add_row(
-            row["method"],
-            f"{row['pair_accuracy']:.1%} ({100 * row['accuracy_low']:.1f}-{100 * row['accuracy_high']:.1f})",
-            _share(row["leak_rank1"]),
-            _share(row["ceiling_rank1"]),
-            "-" if row["ssim"] is None else f"{row['ssim']:.2f}",
-            f"{row['payload_bytes'] / 1000:.0f} kB",
-            "-" if row["train_seconds"] is None else f"{row['train_seconds']:.0f}",
-        )
-    out.print(table)
-    out.print(f"Report: {out_dir / 'report.html'}\nFigures: {out_dir / 'summary.json'}", soft_wrap=True)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+    summaries = summarise(run_comparison(job))
+    print_summary(summaries)
+    print_files(out_dir)
+    report_failures(summaries)

@@ -1,11 +1,11 @@
-"""`ppfr compare`: many methods trained, measured and attacked under one protocol, to stand in one table."""
+"""Comparison of methods: each trained, measured and attacked under one protocol, with results on disk."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ppfr.attacks.base import create_attack
 from ppfr.auditing.audit import audit, refuse_partial_judge
-from ppfr.auditing.card import Card, Network, load_card
+from ppfr.auditing.card import CARD_FILE, Card, Network
+from ppfr.auditing.evidence import Audit, Evidence, load_audit, refuse_repository
 from ppfr.auditing.profiles import find_profile
 from ppfr.data.images import to_tensor
 from ppfr.data.protocols.fold_tests import open_test
 from ppfr.data.protocols.heterogeneous import open_heterogeneous
+from ppfr.data.synthetic.faces import is_synthetic
 from ppfr.evaluation.cost import measure_cost
 from ppfr.evaluation.evaluate import evaluate_pairs
 from ppfr.evaluation.heterogeneous import HeterogeneousFigures, evaluate_folds
 from ppfr.experiments.workbench import Workbench
 from ppfr.methods import Method, method_class
 from ppfr.networks import Recogniser
-from ppfr.recipes.recipe import built_in_names, load_recipe, read_settings, recipe_names
-from ppfr.reports.audits import write_audit
+from ppfr.recipes.recipe import load_recipe, read_settings, recipe_names
 from ppfr.training.interruption import Interrupted
 from ppfr.training.run import Run
 from ppfr.util.errors import PpfrError, RecipeError
@@ -34,11 +35,13 @@ from ppfr.util.files import atomic_write, sha256_file
 from ppfr.util.memory import release_memory
 from ppfr.util.progress import console, progress_callback
 
+PRESETS = "ppfr.experiments.presets"
+SETTINGS_FILE = "comparison-settings.json"
 _COST_IMAGES = 8
 
 
-class Entry(BaseModel):
-    """One line of the table: a method, changed settings of its recipe, and the name it goes by."""
+class ComparisonEntry(BaseModel):
+    """One row of a comparison: a method, changes to its recipe, and its label."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,11 +67,14 @@ class Entry(BaseModel):
 
 
 class ComparisonRecipe(BaseModel):
-    """What is compared, and how thoroughly."""
+    """The settings of a comparison."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    methods: list[Entry]
+    methods: list[ComparisonEntry]
+    teacher: str | None = Field(
+        None, description="recipe that is trained on labels and teaches the others where no teacher is given"
+    )
     profile: str = Field("quick", description="profile of every method's recipe")
     audit: str | None = Field("fast", description="profile of the audit; null for none")
     attacks: list[str] | None = Field(None, description="only these attacks; null for all")
@@ -86,21 +92,16 @@ class ComparisonRecipe(BaseModel):
         if twice or not labels:
             raise ValueError(f"labels {twice} stand twice; give each line its own" if twice else "no method is named")
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} repeat themselves; a repeated run says nothing new")
+            raise ValueError(f"seeds {self.seeds} repeat themselves; a run with the same seed gives the same figures")
         return self
 
 
-def comparison_names() -> list[str]:
-    """Built-in recipes of comparisons."""
-    return built_in_names("ppfr.experiments.presets")
-
-
 def load_comparison(name: str | Path, changes: Mapping[str, Any] | None = None) -> ComparisonRecipe:
-    """Read a built-in comparison by name or a YAML file, and lay `changes` over its top level.
+    """Read a preset by name or a YAML file, and replace its top-level keys by those of `changes`.
 
     Every method's own recipe is checked as well. Raises RecipeError naming what is wrong.
     """
-    values = read_settings(name, "ppfr.experiments.presets", "comparison")
+    values = read_settings(name, PRESETS, "comparison")
     try:
         recipe = ComparisonRecipe.model_validate({**values, **(changes or {})})
     except ValidationError as error:
@@ -117,25 +118,42 @@ def load_comparison(name: str | Path, changes: Mapping[str, Any] | None = None) 
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One method from one seed: what was measured, or why it could not be.
+class MethodOutcome:
+    """One method from one seed: its figures and its audit, or why there are none.
 
-    `figures` is the content of its file; `card` is None without an audit.
+    `figures` is the content of `figures/LABEL-seedN.json`, None for a card that was audited elsewhere. `card`,
+    `evidence` and the `folder` that holds them are empty without an audit.
     """
 
     label: str
     seed: int
-    figures: Mapping[str, Any] | None
-    card: Card | None
+    figures: Mapping[str, Any] | None = None
+    card: Card | None = None
+    evidence: Sequence[Evidence] = ()
+    folder: Path | None = None
     failed: str = ""
+
+
+def card_outcomes(cards: Sequence[Path | str]) -> list[MethodOutcome]:
+    """Cards of earlier audits, read from their folders, as outcomes that are labelled by the names of the folders."""
+    places = [Path(card) if Path(card).is_dir() else Path(card).parent for card in cards]
+    names = [place.resolve().name for place in places]
+    outcomes = []
+    for card, place, name in zip(cards, places, names, strict=True):
+        found = load_audit(card)
+        label = name if names.count(name) == 1 else str(place)
+        outcomes.append(MethodOutcome(label, found.card.seed, None, found.card, found.evidence, place))
+    return outcomes
 
 
 @dataclass
 class Comparison:
-    """One comparison at work; repeated with the same settings it goes on where it was stopped.
+    """A comparison in a folder; run again with the same settings it continues where it stopped.
 
-    `heterogeneous` are sources such as `lamp-hq:DIR,fold=1`, on each of which every method is trained and measured as
-    well. Without a teacher every method learns from labels alone. Raises AttackError for a judge who took part.
+    `heterogeneous` are sources such as `lamp-hq:DIR,fold=1`; every method is trained and measured on each of them as
+    well. Without a teacher the recipe's `teacher` is trained first, or every method learns from labels alone. Without a
+    judge nobody identifies recovered images; all other attacks count as usual. `facts` and `skipped` describe the data
+    once `run` has opened it. Raises AttackError for a judge that is the teacher or the attacker's recogniser.
     """
 
     recipe: ComparisonRecipe
@@ -147,51 +165,57 @@ class Comparison:
     heterogeneous: Sequence[str] = ()
     strict: bool = False
     device: str = "cpu"
+    facts: list[str] = field(default_factory=list, init=False)
+    skipped: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        if self.recipe.audit is not None:
-            if self.judge is None:
-                raise RecipeError("a comparison with audits needs a judge; give --judge FILE, or --audit none")
-            taught = None if self.teacher is None else _network(self.teacher)
-            refuse_partial_judge(self.judge, self.recogniser, taught)
+        if self.judge is not None:
+            refuse_partial_judge(self.judge, self.recogniser, Network.of(self.teacher))
 
-    def run(self, done: Callable[[list[Outcome]], None] = lambda outcomes: None) -> list[Outcome]:
+    def run(self, done: Callable[[list[MethodOutcome]], None] = lambda outcomes: None) -> list[MethodOutcome]:
         """Do all that is not done yet; `done` is called with the outcomes so far after each. Returns them all.
 
-        A method that fails is told in its outcome and does not keep the others from running. Raises Interrupted when
-        SIGTERM came during training.
+        A method that fails is reported in its outcome and does not stop the others. Raises Interrupted when SIGTERM
+        came during training, DataError for real faces and a folder inside a git repository.
         """
+        if self.recipe.audit is not None:
+            refuse_repository(self.out, synthetic=is_synthetic(self.data))
         self._claim()
-        outcomes: list[Outcome] = []
+        outcomes: list[MethodOutcome] = []
         for seed in self.recipe.seeds:
             bench = self._bench(self.data, seed)
+            self._describe(bench)
+            teacher = self.teacher
+            if teacher is None and self.recipe.teacher is not None:
+                teacher = bench.train_teacher(self.recipe.teacher, f"teacher-seed{seed}")
             for entry in self.recipe.methods:
                 console.print(f"[bold]{entry.label}[/bold], seed {seed}")
                 try:
-                    outcomes.append(self._one(bench, entry, seed))
+                    outcomes.append(self._one(bench, entry, seed, teacher))
                 except Interrupted:
-                    # asked to stop: this is no failure of the method's
+                    # the user asked to stop, so the method did not fail
                     raise
                 except Exception as error:
-                    # hours of the others' work do not end with one method's mistake, foreseen or not
+                    # one method's failure, of whatever type, must not lose hours of the others' work
                     if not isinstance(error, PpfrError):
                         console.print_exception()
-                    told = str(error) if isinstance(error, PpfrError) else f"{type(error).__name__}: {error}"
-                    console.print(f"{entry.label}: {told}", style="red", markup=False, soft_wrap=True)
-                    outcomes.append(Outcome(entry.label, seed, None, None, told))
+                    reason = str(error) if isinstance(error, PpfrError) else f"{type(error).__name__}: {error}"
+                    console.print(f"{entry.label}: {reason}", style="red", markup=False, soft_wrap=True)
+                    outcomes.append(MethodOutcome(entry.label, seed, failed=reason))
                 done(outcomes)
         return outcomes
 
     # --- files --------------------------------------------------------------------------------------------------
     def _claim(self) -> None:
-        """Write down what this comparison is, or check that the folder belongs to the same one."""
+        """Write the settings of this comparison, or check that the folder belongs to the same one."""
+        networks = {"teacher": self.teacher, "judge": self.judge, "recogniser": self.recogniser}
         described = {
             "recipe": self.recipe.model_dump(mode="json", exclude={"methods", "seeds"}),
             "data": self.data,
             "heterogeneous": list(self.heterogeneous),
-            **{role: None if one is None else _network(one).model_dump() for role, one in self._networks()},
+            **{role: None if one is None else Network.of(one).model_dump() for role, one in networks.items()},
         }
-        path = self.out / "comparison-settings.json"
+        path = self.out / SETTINGS_FILE
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
             changed = sorted(key for key in described if before.get(key) != described[key])
@@ -203,32 +227,53 @@ class Comparison:
             return
         atomic_write(path, json.dumps(described, indent=2) + "\n")
 
-    def _networks(self) -> Iterator[tuple[str, Recogniser | None]]:
-        yield from (("teacher", self.teacher), ("judge", self.judge), ("recogniser", self.recogniser))
-
     def _bench(self, data: str, seed: int) -> Workbench:
         return Workbench(
             data, self.out / "runs", self.out / "cache", self.recipe.profile, seed, self.strict, self.device
         )
 
+    def _describe(self, bench: Workbench) -> None:
+        """Note once what is compared on which faces."""
+        if self.facts:
+            return
+        faces, test = bench.splits()
+        self.skipped += [f"{path}: {reason}" for split in (faces, test) for path, reason in split.skipped]
+        recipe = self.recipe
+        trained, tested = (f"{len(part.identities):,} people, {len(part):,} images" for part in (faces, test))
+        teacher = (
+            "none: methods learn from labels alone" if recipe.teacher is None else f"trained here ({recipe.teacher})"
+        )
+        judge = "none: identification from recovered images not measured"
+        self.facts += [
+            f"data: {self.data} ({test.name})",
+            f"trained on {trained}; tested on {tested}, none of them in training",
+            f"teacher: {teacher if self.teacher is None else Network.of(self.teacher).describe()}",
+            f"judge: {judge if self.judge is None else Network.of(self.judge).describe()}",
+            f"recipe profile {recipe.profile}, audit {recipe.audit or 'none'}, seeds {str(recipe.seeds)[1:-1]}",
+        ]
+
     # --- one method ---------------------------------------------------------------------------------------------
-    def _one(self, bench: Workbench, entry: Entry, seed: int) -> Outcome:
+    def _one(self, bench: Workbench, entry: ComparisonEntry, seed: int, teacher: Recogniser | None) -> MethodOutcome:
         name = f"{entry.label}-seed{seed}"
         run = Run(self.out / "runs" / name)
         path = self.out / "figures" / f"{name}.json"
-        method = bench.train(entry.method, self.teacher, run=name, overrides=entry.set)
+        method = bench.train(entry.method, teacher, run=name, overrides=entry.set)
         if path.exists():
             figures = json.loads(path.read_text(encoding="utf-8"))
         else:
             figures = self._measure(method, bench, entry, seed, run)
             release_memory()
             atomic_write(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
-        card = self._card(method, bench, name, run, seed)
         for source in self.heterogeneous:
-            figures.setdefault("heterogeneous", []).append(self._heterogeneous(source, entry, seed))
-        return Outcome(entry.label, seed, figures, card)
+            found = self._heterogeneous(source, entry, seed, teacher)
+            figures.setdefault("heterogeneous", []).append(found)
+        if self.recipe.audit is None:
+            return MethodOutcome(entry.label, seed, figures)
+        folder = self.out / "cards" / name
+        audited = self._audit(method, bench, folder, run, seed, teacher)
+        return MethodOutcome(entry.label, seed, figures, audited.card, audited.evidence, folder)
 
-    def _measure(self, method: Method, bench: Workbench, entry: Entry, seed: int, run: Run) -> dict[str, Any]:
+    def _measure(self, method: Method, bench: Workbench, entry: ComparisonEntry, seed: int, run: Run) -> dict[str, Any]:
         _, test = bench.splits(method.input_size[0])
         with progress_callback(f"{entry.label}: accuracy") as progress:
             accuracy = evaluate_pairs(method, test, seed=seed, progress=progress)
@@ -241,6 +286,7 @@ class Comparison:
             "title": info.title,
             "paper": info.paper,
             "protects": info.protects,
+            "synthetic": is_synthetic(self.data),
             "seed": seed,
             "set": entry.set,
             "remarks": method.remarks(),
@@ -249,28 +295,29 @@ class Comparison:
             "cost": cost.to_dict(),
         }
 
-    def _card(self, method: Method, bench: Workbench, name: str, run: Run, seed: int) -> Card | None:
-        if self.recipe.audit is None or self.judge is None:
-            return None
-        folder = self.out / "cards" / name
-        if (folder / "card.json").exists():
-            return load_card(folder)
+    def _audit(
+        self, method: Method, bench: Workbench, folder: Path, run: Run, seed: int, teacher: Recogniser | None
+    ) -> Audit:
+        if (folder / CARD_FILE).exists():
+            return load_audit(folder)
         found = audit(
             method,
             bench.splits(method.input_size[0]),
             judge=self.judge,
             recogniser=self.recogniser,
-            profile=self.recipe.audit,
+            profile=self.recipe.audit or "fast",
             with_attacks=self.recipe.attacks,
             seed=seed,
-            teacher=None if self.teacher is None else _network(self.teacher),
+            teacher=Network.of(teacher),
             model_sha256=sha256_file(run.model_file),
         )
-        write_audit(found, folder, command=f"ppfr audit {run.folder}")
-        return found.card
+        found.save(folder)
+        return found
 
-    def _heterogeneous(self, source: str, entry: Entry, seed: int) -> dict[str, Any]:
-        """A run for each fold of a protocol, and its figures."""
+    def _heterogeneous(
+        self, source: str, entry: ComparisonEntry, seed: int, teacher: Recogniser | None
+    ) -> dict[str, Any]:
+        """Train a run for each fold of a protocol, and measure them."""
         opened = open_heterogeneous(source)
         folds = list(opened.folds if opened.chosen is None else (opened.chosen,))
         name = f"{entry.label}-seed{seed}-{opened.protocol.name}"
@@ -280,7 +327,7 @@ class Comparison:
         figures = []
         for fold in folds:
             bench = self._bench(source if opened.chosen is not None else f"{source},fold={fold}", seed)
-            method = bench.train(entry.method, self.teacher, run=f"{name}-fold{fold}", overrides=entry.set)
+            method = bench.train(entry.method, teacher, run=f"{name}-fold{fold}", overrides=entry.set)
             test = open_test(opened, [fold], size=method.input_size[0], strict=self.strict)
             with progress_callback(f"{entry.label}: {opened.title}, fold {fold}") as progress:
                 figures += evaluate_folds(method, test, flip=True, seed=seed, progress=progress)
@@ -290,8 +337,11 @@ class Comparison:
         return result
 
 
-def _network(recogniser: Recogniser) -> Network:
-    return Network(name=recogniser.name, sha256=recogniser.sha256, preprocessing=str(recogniser.preprocessing))
-
-
-__all__ = ["Comparison", "ComparisonRecipe", "Entry", "Outcome", "comparison_names", "load_comparison"]
+__all__ = [
+    "Comparison",
+    "ComparisonEntry",
+    "ComparisonRecipe",
+    "MethodOutcome",
+    "card_outcomes",
+    "load_comparison",
+]

@@ -1,4 +1,4 @@
-"""Trains several methods on the same faces under the same teacher, each once."""
+"""Training of several methods on the same faces under the same teacher, each once."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Workbench:
             self._opened[size] = open_splits(self.data, size=size, strict=self.strict, seed=self.seed)
         return self._opened[size]
 
-    def train_teacher(self) -> Recogniser:
-        """Train the unprotected baseline on the labels alone, so that it can teach."""
-        method = self.train("arcface", None, run="teacher")
-        return own_recogniser(method, Run(self.runs / "teacher").model_file)
+    def train_teacher(self, recipe: str, run: str) -> Recogniser:
+        """Train an unprotected method on the labels alone into the folder `run`, as a teacher for the others."""
+        method = self.train(recipe, None, run=run)
+        return recogniser_of(method, Run(self.runs / run).model_file)
 
     def train(
         self,
@@ -109,12 +109,16 @@ class Workbench:
         return load_file(path)["targets"]
 
 
-def own_recogniser(method: Method, file: Path) -> Recogniser:
-    """A trained unprotected method as a teacher for others; raises MethodError for one that sees payloads."""
+def recogniser_of(method: Method, file: Path) -> Recogniser:
+    """The network of a trained unprotected method and its file as a recogniser.
+
+    Raises MethodError for a method that embeds payloads instead of images.
+    """
     backbone = getattr(method.server, "backbone", None)
     if method.info.protects or backbone is None:
         raise MethodError(
-            f"{method.info.name} sees payloads, not images, so it cannot teach; give an unprotected method"
+            f"{method.info.name} embeds payloads, not images, so it cannot serve as a recogniser (teacher or judge); "
+            "give an unprotected method"
         )
     return Recogniser(
         name=f"{method.info.name} run",
@@ -126,4 +130,4 @@ def own_recogniser(method: Method, file: Path) -> Recogniser:
     )
 
 
-__all__ = ["Workbench", "own_recogniser"]
+__all__ = ["Workbench", "recogniser_of"]

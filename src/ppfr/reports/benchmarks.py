@@ -14,7 +14,6 @@ from ppfr.evaluation.suites import SuiteResult
 from ppfr.reports.pages import render
 from ppfr.reports.published import published_tables
 from ppfr.reports.tables import PUBLISHED, Column, Quantity, Row, Table
-from ppfr.reports.wording import MISSING
 from ppfr.util.files import atomic_write
 
 RESULT_FILE, MARKDOWN_FILE, PAGE_FILE, TABLES_FOLDER = "benchmark.json", "benchmark.md", "benchmark.html", "tables"
@@ -174,7 +173,6 @@ def _page(report: BenchmarkReport, tables: Mapping[str, Table], command: str) ->
         warnings=_warnings(report),
         tables=tables,
         command=command,
-        missing=MISSING,
     )
 
 

@@ -43,7 +43,7 @@ _SETTINGS: Any = {
 
 
 @dataclass(frozen=True)
-class Point:
+class PlotPoint:
     """One method in the plots; shares in [0, 1], None where not measured."""
 
     title: str
@@ -77,14 +77,6 @@ class Bar:
     chance: float
     ceiling: float
     faint: bool = False
-
-
-@dataclass(frozen=True)
-class Line:
-    """A vertical line: where guessing or clear photos stand."""
-
-    at: float
-    label: str
 
 
 def leak_bars(bars: Sequence[Bar], mark: str = "") -> str:
@@ -140,53 +132,32 @@ def _as_svg(figure: Figure) -> str:
     return stream.getvalue()
 
 
-def leakage_plot(
-    points: Sequence[Point],
-    lines: Sequence[Line],
-    mark: str = "",
-    *,
-    axis: str = "people re-identified from their payload",
-    front: bool = False,
-) -> str:
-    """Pair accuracy over a share that leaks, with 95 % intervals; `axis` names the share, `mark` is written in.
+def leakage_plot(points: Sequence[PlotPoint], mark: str = "") -> str:
+    """Pair accuracy over the worst leak as a share of what clear photos give, with 95 % intervals and Pareto front.
 
-    With `front` a stair joins the points that no other beats in both.
+    `mark` is written into the plot.
     """
 
     def finish(axes: Axes) -> None:
         axes.set_xlim(-0.04, 1.04)
         axes.xaxis.set_major_formatter(FuncFormatter(_percent_tick))
-        axes.set_xlabel(f"{axis}  (left is better)")
-        for line in lines:
-            axes.axvline(line.at, color=_INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
-            right = line.at < 0.5
-            axes.annotate(
-                line.label,
-                (line.at, 0.03),
-                (4 if right else -4, 0),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                ha="left" if right else "right",
-                fontsize=8.5,
-            )
-        if front:
-            _draw_front(axes, [(point.leak, point.accuracy) for point in shown])
+        axes.set_xlabel("worst leak, as a share of what clear photos give  (left is better)")
+        _draw_front(axes, [(point.leak, point.accuracy) for point in points])
 
-    shown = [point for point in points if point.leak is not None]
     return _plot(
         "leakage",
         "Accuracy against leakage",
-        shown,
+        points,
         lambda point: point.leak,
         lambda point: point.leak_bounds,
-        lambda point: f"{percent(point.leak)} re-identified {_in_brackets(percent_range(point.leak_bounds))}",
+        lambda point: f"leak {percent(point.leak)} {_in_brackets(percent_range(point.leak_bounds))}",
         finish,
         mark,
     )
 
 
-def likeness_plot(points: Sequence[Point], mark: str = "") -> str:
-    """Pair accuracy over the SSIM of what an attack recovered, for runs without a judge."""
+def likeness_plot(points: Sequence[PlotPoint], mark: str = "") -> str:
+    """Pair accuracy over the SSIM of recovered images, for experiments without a judge."""
 
     def finish(axes: Axes) -> None:
         axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.04)
@@ -195,7 +166,7 @@ def likeness_plot(points: Sequence[Point], mark: str = "") -> str:
     return _plot(
         "likeness",
         "Accuracy against likeness",
-        [point for point in points if point.ssim is not None],
+        points,
         lambda point: point.ssim,
         lambda point: point.ssim_bounds,
         lambda point: f"SSIM {point.ssim:.2f}",
@@ -204,8 +175,8 @@ def likeness_plot(points: Sequence[Point], mark: str = "") -> str:
     )
 
 
-def bytes_plot(points: Sequence[Point], mark: str = "", *, front: bool = False) -> str:
-    """Pair accuracy over the bytes that leave the client for one image; `front` as in `leakage_plot`."""
+def bytes_plot(points: Sequence[PlotPoint], mark: str = "") -> str:
+    """Pair accuracy over the bytes that leave the client for one image, with the Pareto front."""
 
     def finish(axes: Axes) -> None:
         axes.set_xscale("log")
@@ -218,16 +189,15 @@ def bytes_plot(points: Sequence[Point], mark: str = "", *, front: bool = False) 
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: scaled(value, "B", short=True)))
         axes.set_xlabel("payload of one image, uncompressed  (left is better)")
-        if front:
-            limits = axes.get_xlim()
-            _draw_front(axes, [(point.payload_bytes or None, point.accuracy) for point in points])
-            axes.set_xlim(limits)
+        limits = axes.get_xlim()
+        _draw_front(axes, [(point.payload_bytes or None, point.accuracy) for point in points])
+        axes.set_xlim(limits)
 
     return _plot(
         "bytes",
         "Accuracy against payload size",
-        [point for point in points if point.payload_bytes],
-        lambda point: point.payload_bytes,
+        points,
+        lambda point: point.payload_bytes or None,
         lambda point: None,
         lambda point: scaled(point.payload_bytes, "B"),
         finish,
@@ -269,10 +239,10 @@ def save_tradeoff_plot(result: Tradeoff, path: Path, *, loss: float, title: str)
 def _plot(
     name: str,
     title: str,
-    points: Sequence[Point],
-    where: Callable[[Point], float | None],
-    interval: Callable[[Point], Bounds | None],
-    told: Callable[[Point], str],
+    points: Sequence[PlotPoint],
+    where: Callable[[PlotPoint], float | None],
+    interval: Callable[[PlotPoint], Bounds | None],
+    told: Callable[[PlotPoint], str],
     finish: Callable[[Axes], None],
     mark: str,
 ) -> str:
@@ -321,7 +291,7 @@ def _beats(one: tuple[float, float], two: tuple[float, float]) -> bool:
     return one[0] <= two[0] and one[1] >= two[1] and one != two
 
 
-def _draw_point(axes: Axes, point: Point, x: float | None, interval: Bounds | None, gid: str) -> None:
+def _draw_point(axes: Axes, point: PlotPoint, x: float | None, interval: Bounds | None, gid: str) -> None:
     assert x is not None and point.accuracy is not None
     y, known = point.accuracy, point.accuracy_bounds
     if known is not None:
@@ -333,7 +303,7 @@ def _draw_point(axes: Axes, point: Point, x: float | None, interval: Bounds | No
     drawn.set_gid(gid)
 
 
-def _accuracy_limits(points: Sequence[Point]) -> tuple[float, float]:
+def _accuracy_limits(points: Sequence[PlotPoint]) -> tuple[float, float]:
     """From below the lowest interval to above the highest, at least ten points apart and never far above 100 %."""
     edges = [edge for point in points for edge in (point.accuracy, *(point.accuracy_bounds or ())) if edge is not None]
     low, high = min(edges), max(edges)

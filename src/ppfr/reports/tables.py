@@ -17,10 +17,14 @@ _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{"
 
 @dataclass(frozen=True)
 class Quantity:
-    """A figure; None where it was not measured or not given. `deviation` is over seeds or folds, None for one."""
+    """A figure, None where it was not measured or given, and its deviation over seeds or folds, None for a single one.
+
+    `interval` is the 95 % interval of a figure from one seed, printed on pages.
+    """
 
     value: float | None
     deviation: float | None = None
+    interval: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Quantity:
@@ -40,15 +44,16 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Column:
-    """A heading with its unit, and how many digits are printed."""
+    """A heading with its unit, the number of digits printed, and the meaning in one phrase."""
 
     name: str
     digits: int = 1
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line; `source` says where it comes from (empty: measured here), `note` what to know of it."""
+    """One row; `source` is where it comes from (empty: measured here), `note` a remark on it."""
 
     name: str
     values: tuple[Quantity, ...]
@@ -79,6 +84,13 @@ class Table:
     def cells(self, row: Row) -> list[str]:
         """A row in print."""
         return [value.text(column.digits) for value, column in zip(row.values, self.columns, strict=True)]
+
+    def intervals(self, row: Row) -> list[str]:
+        """The intervals of a row in print, empty where there is none."""
+        return [
+            "" if value.interval is None else "–".join(f"{edge:,.{column.digits}f}" for edge in value.interval)
+            for value, column in zip(row.values, self.columns, strict=True)
+        ]
 
     def to_csv(self) -> str:
         """Unrounded; deviations have columns of their own, what is not known is empty."""

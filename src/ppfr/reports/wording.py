@@ -1,4 +1,4 @@
-"""Numbers and verdicts in words, for readers who know machine learning but not this field."""
+"""Numbers, intervals and threat models in print."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from typing import Any, NamedTuple, Protocol
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
 MISSING = "—"
+# shown on every page and plot of drawn faces
+SYNTHETIC_MARK = "synthetic faces"
+
+
+class Cell(NamedTuple):
+    """A figure and its 95 % interval, in print; the interval may be empty."""
+
+    value: str
+    interval: str = ""
 
 
 class Bounds(NamedTuple):
@@ -75,13 +84,6 @@ def scaled(value: float | None, unit: str = "", *, short: bool = False) -> str:
     return f"{shown}{THIN}{prefix}{unit}".rstrip(THIN)
 
 
-def milliseconds(value: float | None) -> str:
-    """A latency with three digits."""
-    if value is None:
-        return MISSING
-    return f"{value:.{max(0, min(2, 2 - math.floor(math.log10(max(value, 1e-3)))))}f}{THIN}ms"
-
-
 def duration(seconds: float | None) -> str:
     """725 as `12 min 5 s`."""
     if seconds is None:
@@ -93,53 +95,8 @@ def duration(seconds: float | None) -> str:
     return f"{minutes}{THIN}min {rest}{THIN}s" if minutes else f"{rest}{THIN}s"
 
 
-def recognition_verdict(row: Mapping[str, Any]) -> str:
-    """What the pair accuracy says, in a sentence."""
-    accuracy = number(row, "pair_accuracy")
-    if accuracy is None:
-        return "How well it recognises people was not measured."
-    interval = bounds(row, "accuracy")
-    known = f"95{THIN}% interval {percent_range(interval)}; " if interval else ""
-    return f"Judges {percent(accuracy)} of photo pairs correctly ({known}guessing: 50{THIN}%)."
-
-
-def leakage_verdict(row: Mapping[str, Any], leakage: Mapping[str, Any] | None) -> str:
-    """What the attack's outcome says, in a sentence or two."""
-    leak, ceiling, chance = number(row, "leak_rank1"), number(row, "ceiling_rank1"), number(leakage, "chance")
-    likeness = number(row, "ssim")
-    if leak is None:
-        if likeness is None:
-            return "No attack was run, so nothing is known here about what the payload gives away."
-        return (
-            f"What the attack recovers resembles the photos with SSIM {likeness:.2f}. No judge was given, so how many "
-            "people it identifies is not known."
-        )
-    against = []
-    if interval := bounds(leakage, "rank1"):
-        against.append(f"95{THIN}% interval {percent_range(interval)}")
-    if ceiling is not None:
-        against.append(f"from clear photos {percent(ceiling)}")
-    if chance is not None:
-        against.append(f"by guessing {percent(chance)}")
-    told = f" ({'; '.join(against)})" if against else ""
-    sentence = f"Of the people whose payload an attacker got, {percent(leak)} are re-identified{told}."
-    return f"{sentence} {_reading(number(leakage, 'privacy'))}".strip()
-
-
-def _reading(privacy: float | None) -> str:
-    if privacy is None:
-        return ""
-    if privacy < 0.1:
-        return "Against this attacker the payload hides nobody: it gives away about as much as the photo."
-    if privacy < 0.5:
-        return "Against this attacker the payload hides few people."
-    if privacy < 0.9:
-        return "Against this attacker the payload hides some people and exposes others."
-    return "This attack mostly fails here, which is no proof that a better one would."
-
-
-class AttackerLike(Protocol):
-    """What is told of an attacker: the parts of a card's threat model."""
+class ThreatLike(Protocol):
+    """The parts of a card's threat model."""
 
     @property
     def sees(self) -> str: ...
@@ -169,16 +126,14 @@ _HAS = {
 }
 
 
-def attacker_words(attacker: AttackerLike) -> str:
-    """A threat model in two sentences for someone who does not know the field."""
+def threat_words(threat: ThreatLike) -> str:
+    """A threat model in two sentences for readers who do not know the field."""
     held = [
-        f"{attacker.pairs} photos of others together with their payloads"
+        f"{threat.pairs} photos of others together with their payloads"
         if name.startswith("payload")
         else _HAS.get(name, name)
-        for name in attacker.has
+        for name in threat.has
     ]
-    sees, knows = (
-        _SEES.get(attacker.sees, f"sees {attacker.sees}"),
-        _KNOWS.get(attacker.knows, f"knows {attacker.knows}"),
-    )
+    sees = _SEES.get(threat.sees, f"sees {threat.sees}")
+    knows = _KNOWS.get(threat.knows, f"knows {threat.knows}")
     return f"The attacker {sees}, and {knows}. They have {' and '.join(held) or 'nothing else'}."
