@@ -64,12 +64,12 @@ class ArcFace(_Unprotected):
 
 @register
 class ArcFaceFD(_Unprotected):
-    """The frequency-domain baseline: all 192 block-DCT channels travel (Wang et al., DuetFace, ACM MM 2022)."""
+    """The frequency-domain baseline: all 192 block-DCT channels travel (Mi et al., DuetFace, ACM MM 2022)."""
 
     info = MethodInfo(
         name="arcface-fd",
         title="ArcFace-FD (all 192 DCT channels, unprotected)",
-        paper="Wang et al., DuetFace, ACM MM 2022, section 4.2 (baseline)",
+        paper="Mi et al., DuetFace, ACM MM 2022, section 4.2 (baseline)",
         protects=False,
         departures="channels are divided by their root mean square on the training set before the first layer",
     )

@@ -1,4 +1,4 @@
-"""DuetFace: high frequencies travel, and a small client network says where to look (Wang et al., ACM MM 2022)."""
+"""DuetFace: high frequencies travel, and a small client network says where to look (Mi et al., ACM MM 2022)."""
 
 from __future__ import annotations
 
@@ -207,12 +207,12 @@ class DuetServer(nn.Module):
 
 @register
 class DuetFace(Method):
-    """High-frequency channels and four attention maps travel (Wang et al., ACM MM 2022)."""
+    """High-frequency channels and four attention maps travel (Mi et al., ACM MM 2022)."""
 
     info = MethodInfo(
         name="duetface",
         title="DuetFace",
-        paper="Wang et al., DuetFace: Collaborative PPFR via Channel Splitting in the Frequency Domain, ACM MM 2022",
+        paper="Mi et al., DuetFace: Collaborative PPFR via Channel Splitting in the Frequency Domain, ACM MM 2022",
         departures=(
             "the map's 1x1 convolution is one learned projection on the client (the reference draws a new random one "
             "at every pass); a learned affine around the fusion's sigmoid admits a warm start"
