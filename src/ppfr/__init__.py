@@ -9,9 +9,9 @@ embedding = method.embed(payload)         # on the server
 from typing import TYPE_CHECKING, Any
 
 from ppfr.methods import Method, MethodInfo, Payload, create, method_names, register
-from ppfr.methods.common.custom import custom_method
 from ppfr.methods.common.files import load_method as load
 from ppfr.methods.common.files import save_method as save
+from ppfr.methods.custom import custom_method
 from ppfr.networks import load_checkpoint, load_recogniser
 from ppfr.util.errors import (
     AttackError,

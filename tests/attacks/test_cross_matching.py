@@ -18,8 +18,8 @@ from ppfr.attacks.deployments import second_deployment
 from ppfr.attacks.metrics import Figure
 from ppfr.data.faceset import FaceSet
 from ppfr.methods import BackboneSpec, Method, MethodInfo, MethodOptions, PayloadSchema, Stage, TensorSpec
-from ppfr.methods.common.base import secret_option
-from ppfr.methods.common.custom import custom_method
+from ppfr.methods.common.options import secret_option
+from ppfr.methods.custom import custom_method
 from ppfr.util.errors import AttackError, MethodError
 from support.trials import tried
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ppfr.attacks import BUDGETS, Budget, Has, Recovery, Sees, ThreatModel, create_attack, stored_templates
 from ppfr.attacks.recovery.template_inversion import coarse_first, filtered
 from ppfr.methods import Method
-from ppfr.methods.common.custom import custom_method
+from ppfr.methods.custom import custom_method
 from ppfr.networks import Preprocessing
 from ppfr.util.errors import AttackError, MethodError
 from support.toys import SIZE, smooth_images

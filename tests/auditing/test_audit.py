@@ -24,7 +24,7 @@ from ppfr.auditing.profiles import PROFILES, Profile, find_profile
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.methods import Method, MethodInfo, Payload
-from ppfr.methods.common.custom import custom_method
+from ppfr.methods.custom import custom_method
 from ppfr.util.errors import AttackError, DataError, MethodError
 
 PEOPLE, PHOTOS, SIZE = 12, 7, (24, 24)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppfr.methods.common.custom import custom_method
+from ppfr.methods.custom import custom_method
 from ppfr.util.errors import MethodError, PayloadError
 
 SIZE = (16, 12)

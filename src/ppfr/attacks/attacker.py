@@ -15,7 +15,9 @@ from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.evaluation.cost import evaluating
-from ppfr.methods.common.base import Hypothesis, Method, MethodInfo, check_images
+from ppfr.methods.common.audit_hooks import Hypothesis
+from ppfr.methods.common.info import MethodInfo
+from ppfr.methods.common.method import Method, check_images
 from ppfr.methods.common.payload import Payload, PayloadSchema, TensorSpec
 from ppfr.networks import Recogniser
 from ppfr.util.errors import AttackError, ShapeError

@@ -33,7 +33,8 @@ from ppfr.attacks.metrics import (
 )
 from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
 from ppfr.data.faceset import FaceSet
-from ppfr.methods.common.base import Method, MethodInfo
+from ppfr.methods.common.info import MethodInfo
+from ppfr.methods.common.method import Method
 from ppfr.methods.common.payload import Payload
 from ppfr.networks import Recogniser
 from ppfr.util.errors import AttackError

@@ -27,8 +27,8 @@ from ppfr.evaluation.cost import evaluating
 from ppfr.evaluation.evaluate import evaluate_pairs
 from ppfr.evaluation.metrics.similarity import ssim
 from ppfr.evaluation.metrics.statistics import Interval
-from ppfr.methods.common.base import Method
 from ppfr.methods.common.files import MODEL_FILE, load_method
+from ppfr.methods.common.method import Method
 from ppfr.networks import Recogniser
 from ppfr.training.run import Run, versions
 from ppfr.util.errors import AttackError, MethodError

@@ -10,8 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppfr.methods.common.base import Hypothesis, Method, MethodInfo, MethodOptions, Stage
+from ppfr.methods.common.audit_hooks import Hypothesis
+from ppfr.methods.common.info import MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.stage import Stage
 from ppfr.networks import Recogniser
 from ppfr.util.errors import MethodError
 
@@ -24,8 +28,7 @@ class _Control(Method):
     def __init__(self, target: Method, title: str) -> None:
         super().__init__(MethodOptions(), target.backbone_spec, torch.Generator())
         info = MethodInfo(f"weakened {target.info.name}", title, target.info.paper, protects=False)
-        # each object stands in for another method, so that here the class variable is one of the object
-        self.info = info  # type: ignore[misc]
+        self.info = info
         self.input_size = target.input_size
         self.client = self.server = nn.Identity()
 

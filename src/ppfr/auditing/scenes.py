@@ -18,7 +18,7 @@ from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.evaluation.cost import evaluating
 from ppfr.evaluation.metrics.identification import draw_search
-from ppfr.methods.common.base import Method
+from ppfr.methods.common.method import Method
 from ppfr.methods.common.payload import Payload
 
 

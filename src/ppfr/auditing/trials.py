@@ -26,7 +26,7 @@ from ppfr.auditing.card import (
 from ppfr.auditing.controls import weakened
 from ppfr.auditing.scenes import Scene, Scenes
 from ppfr.evaluation.metrics.statistics import Interval
-from ppfr.methods.common.base import Method
+from ppfr.methods.common.method import Method
 from ppfr.networks import Recogniser
 from ppfr.util.errors import AttackError, MethodError
 from ppfr.util.memory import release_memory

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ppfr.methods.common.base import BackboneSpec, Method, MethodInfo, MethodOptions, Stage, register
 from ppfr.methods.common.graph import ProtectGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions
 from ppfr.methods.common.parts import ChannelServer, server_stage
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.stage import Stage
 from ppfr.transforms import block_dct
 
 
@@ -35,10 +38,6 @@ class _Unprotected(Method):
 
     def protect_graph(self) -> ProtectGraph:
         return ProtectGraph(lambda images: self._protect(images, torch.Generator()))
-
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
 
     def stages(self) -> list[Stage]:
         return [server_stage(self.server, self._protect)]

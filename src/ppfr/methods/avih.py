@@ -12,21 +12,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ppfr.distributed.global_batch import randn
-from ppfr.methods.common.base import (
-    BackboneSpec,
-    Hypothesis,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Stage,
-    TrainingStep,
-    payload_option,
-    register,
-)
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.graph import NoGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions, payload_option
 from ppfr.methods.common.parts import ChannelServer, clear_stage
 from ppfr.methods.common.patterns import EmbeddingMatch, Judged, LossTerm, Patterns, UpdateRule, find_patterns
 from ppfr.methods.common.payload import Payload, PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.stage import Stage, TrainingStep
 from ppfr.networks import Backbone
 from ppfr.networks.inference import folded
 from ppfr.networks.unet import REDUCTION, UNet, build_unet
@@ -169,10 +164,6 @@ class AVIH(Method):
 
     def protect_graph(self) -> NoGraph:
         return NoGraph("an image is searched for by gradients, with the recogniser in the loop")
-
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
 
     def find_images(self, images: Tensor, generator: torch.Generator, *, state_file: Path | None = None) -> Patterns:
         """What `protect` does for images (B,3,H,W) in [-1,1], with its books; see `ppfr.methods.common.patterns`."""

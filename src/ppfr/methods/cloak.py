@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ppfr.distributed.global_batch import randn
-from ppfr.methods.common.base import (
-    BackboneSpec,
-    Hypothesis,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Stage,
-    TrainingStep,
-    register,
-)
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.graph import Draw, ProtectGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions
 from ppfr.methods.common.parts import ChannelServer, clear_stage
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.stage import Stage, TrainingStep
 
 # the noise begins so small that the frozen recogniser still recognises: (1 + tanh(-2)) / 2 is 0.018
 _FIRST_RHO = -2.0
@@ -162,10 +156,6 @@ class Cloak(Method):
             return {"image": self.client.with_noise(images, noise)}
 
         return ProtectGraph(apply, draws=(Draw("noise", "normal", (1, 3, *self.input_size)),))
-
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
 
     def hypotheses(self) -> list[Hypothesis]:
         """None: noise is one of too many draws to list."""

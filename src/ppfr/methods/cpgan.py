@@ -10,19 +10,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ppfr.methods.common.base import (
-    BackboneSpec,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Stage,
-    TrainingStep,
-    TrunkInput,
-    register,
-)
 from ppfr.methods.common.graph import ProtectGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions
 from ppfr.methods.common.parts import ChannelServer
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.stage import Stage, TrainingStep, TrunkInput
 from ppfr.networks import Backbone
 from ppfr.networks.base import initialised
 
@@ -205,10 +200,6 @@ class CPGAN(Method):
 
     def protect_graph(self) -> ProtectGraph:
         return ProtectGraph(lambda images: {"code": self.client(images).float()})
-
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
 
     def stages(self) -> list[Stage]:
         with torch.device("meta"):

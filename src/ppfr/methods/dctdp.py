@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ppfr.methods.common.base import (
-    BackboneSpec,
-    Hypothesis,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Stage,
-    register,
-)
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.graph import Draw, ProtectGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions
 from ppfr.methods.common.parts import ChannelServer, server_stage
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.stage import Stage
 from ppfr.transforms import block_dct
 from ppfr.transforms.noise import laplace
 
@@ -142,10 +138,6 @@ class DCTDP(Method):
             return {"channels": self.client(noiseless(images), noise)}
 
         return ProtectGraph(apply, draws=(Draw("noise", "laplace", (1, CHANNELS, *self.input_size)),))
-
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
 
     def hypotheses(self) -> list[Hypothesis]:
         """None: noise is one of too many draws to list; without noise, one."""

@@ -11,21 +11,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ppfr.methods.common.base import (
-    BackboneSpec,
-    Hypothesis,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Stage,
-    TrainingStep,
-    TrunkInput,
-    register,
-    secret_option,
-)
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.graph import NoGraph, ProtectGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions, secret_option
 from ppfr.methods.common.parts import InputScale, client_trunk, split_for_memory
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.stage import Stage, TrainingStep, TrunkInput
 from ppfr.networks import PFLD, Backbone, load_pfld
 from ppfr.networks.base import reset_weights
 from ppfr.networks.mobilefacenet import CLIENT_BLOCKS, MobileFaceNet
@@ -275,10 +269,6 @@ class DuetFace(Method):
         if self.client.landmarker is not None:
             return NoGraph("the region of roi='landmarks' is a hull that is found point by point; use roi='canonical'")
         return ProtectGraph(lambda images: self._protect(images, torch.Generator()))
-
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
 
     def stages(self) -> list[Stage]:
         """First the client's network on its own, then the server with the client's network frozen."""

@@ -11,20 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ppfr.distributed.global_batch import rand
-from ppfr.methods.common.base import (
-    BackboneSpec,
-    Hypothesis,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Mixture,
-    Stage,
-    TrainingStep,
-    register,
-)
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.graph import NoGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions
 from ppfr.methods.common.parts import ChannelServer, server_stage
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.stage import Mixture, Stage, TrainingStep
 from ppfr.networks import Backbone
 from ppfr.util.errors import MethodError
 
@@ -139,10 +134,6 @@ class InstaHide(Method):
 
     def protect_graph(self) -> NoGraph:
         return NoGraph("an image is mixed with others of a set that the client holds and draws from")
-
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
 
     def hypotheses(self) -> list[Hypothesis]:
         """None: weights are real numbers, and signs too many to list; of an image alone, one."""

@@ -10,20 +10,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ppfr.distributed.global_batch import batch_mean
-from ppfr.methods.common.base import (
-    BackboneSpec,
-    Hypothesis,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Stage,
-    TrainingStep,
-    TrunkInput,
-    register,
-)
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.graph import Draw, ProtectGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions
 from ppfr.methods.common.parts import InputScale
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.stage import Stage, TrainingStep, TrunkInput
 from ppfr.networks import Backbone
 from ppfr.networks.unet import LAST, UNet, build_unet
 from ppfr.transforms import block_dct, inverse_block_dct
@@ -171,10 +166,6 @@ class MinusFace(Method):
             return {"images": decode_shuffled(self.client(images), orders)}
 
         return ProtectGraph(apply, draws=(Draw("orders", "permutation", (self.options.duplicates, CHANNELS)),))
-
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
 
     def hypotheses(self) -> list[Hypothesis]:
         """None: the permutation is fresh for every query, and there are 192! of them."""

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ppfr.methods.common.base import (
-    BackboneSpec,
-    Hypothesis,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Stage,
-    payload_option,
-    register,
-)
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.graph import NoGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions, payload_option
 from ppfr.methods.common.parts import LevelsServer, server_stage
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.stage import Stage
 from ppfr.transforms.blur import EYES, GAUSSIAN_KERNEL, black_box, downscale, gaussian_blur, median_blur, pixelate
 from ppfr.transforms.quantise import to_levels
 
@@ -113,10 +108,6 @@ class Obfuscators(Method):
 
     def protect_graph(self) -> NoGraph:
         return NoGraph("medians look up windows by value, and the other kinds choose their matrices by it")
-
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
 
     def hypotheses(self) -> list[Hypothesis]:
         """One, with values before rounding."""

@@ -13,22 +13,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ppfr.distributed.global_batch import randint
-from ppfr.methods.common.base import (
-    BackboneSpec,
-    Hypothesis,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Stage,
-    TrainingStep,
-    TrunkInput,
-    register,
-    require_secrets,
-    secret_option,
-)
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.graph import Draw, ProtectGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions, secret_option
 from ppfr.methods.common.parts import ChannelServer
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.secrets import require_secrets
+from ppfr.methods.common.stage import Stage, TrainingStep, TrunkInput
 from ppfr.networks.gated import GatedConv2d, replace_module
 from ppfr.transforms import block_dct
 from ppfr.util.errors import MethodError
@@ -172,10 +166,6 @@ class PartialFace(Method):
         self._subsets = self._orders = None
 
     # --- server -------------------------------------------------------------------------------------------------
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
-
     # --- training -----------------------------------------------------------------------------------------------
     def stages(self) -> list[Stage]:
         server: ChannelServer = self.server  # type: ignore[assignment]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ppfr.methods.common.base import BackboneSpec, Hypothesis, Method, MethodInfo, MethodOptions, Stage, register
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.graph import Draw, ProtectGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions
 from ppfr.methods.common.parts import ChannelServer, server_stage
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.stage import Stage
 from ppfr.transforms.noise import laplace
 from ppfr.util.errors import MethodError
 
@@ -149,10 +153,6 @@ class PEEP(Method):
 
         noiseless = math.isinf(self.options.epsilon)
         return ProtectGraph(apply, draws=() if noiseless else (Draw("noise", "laplace", (1, self.options.components)),))
-
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
 
     def hypotheses(self) -> list[Hypothesis]:
         """None: noise is one of too many draws to list; without noise, one."""

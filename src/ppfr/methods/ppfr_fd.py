@@ -9,21 +9,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ppfr.distributed.global_batch import rand
-from ppfr.methods.common.base import (
-    BackboneSpec,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Stage,
-    TrainingStep,
-    TrunkInput,
-    register,
-    require_secrets,
-    secret_option,
-)
 from ppfr.methods.common.graph import ProtectGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions, secret_option
 from ppfr.methods.common.parts import ChannelServer, InputScale, server_stage
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.secrets import require_secrets
+from ppfr.methods.common.stage import Stage, TrainingStep, TrunkInput
 from ppfr.transforms import block_dct
 from ppfr.util.errors import MethodError
 
@@ -207,10 +201,6 @@ class PPFRFD(Method):
             return {"channels": self.client.mask(self.client.select(images, kept), order, weights)}
 
         return ProtectGraph(apply, self.info.secrets)
-
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
 
     def secrets(self) -> dict[str, Tensor]:
         require_secrets(self, [self.client.order, self.client.weights])

@@ -13,21 +13,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ppfr.distributed.global_batch import randn
-from ppfr.methods.common.base import (
-    BackboneSpec,
-    Hypothesis,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Stage,
-    TrainingStep,
-    TrunkInput,
-    payload_option,
-    register,
-)
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.graph import NoGraph, ProtectGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions, payload_option
 from ppfr.methods.common.patterns import EmbeddingMatch, Patterns, UpdateRule, find_patterns
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.stage import Stage, TrainingStep, TrunkInput
 from ppfr.networks import Backbone
 from ppfr.networks.inference import folded, reading_channel
 from ppfr.transforms import remove_frequencies
@@ -166,10 +160,6 @@ class PrivacyHFR(Method):
         if self.options.pattern == "dra":
             return NoGraph("a pattern is searched for by gradients; pattern='none' has one")
         return ProtectGraph(lambda images: {"image": self.client(images).float()})
-
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
 
     def find_patterns(self, images: Tensor, generator: torch.Generator, *, state_file: Path | None = None) -> Patterns:
         """What `protect` does for images (B,3,H,W) in [-1,1], with its books: cosines, losses, numbers of updates.

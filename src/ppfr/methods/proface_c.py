@@ -11,23 +11,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ppfr.distributed.global_batch import batch_mean
-from ppfr.methods.common.base import (
-    BackboneSpec,
-    Hypothesis,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Stage,
-    TrainingStep,
-    TrunkInput,
-    payload_option,
-    register,
-    require_secrets,
-    secret_option,
-)
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.graph import NoGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions, payload_option, secret_option
 from ppfr.methods.common.parts import clear_stage, client_trunk
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.registry import register
+from ppfr.methods.common.secrets import require_secrets
+from ppfr.methods.common.stage import Stage, TrainingStep, TrunkInput
 from ppfr.networks import Backbone
 from ppfr.networks.mobilefacenet import CLIENT_BLOCKS, MobileFaceNet
 from ppfr.transforms.blur import EVALUATION, TRAINING, BlurRange, obfuscate
@@ -253,10 +246,6 @@ class ProFaceC(Method):
     # --- server -------------------------------------------------------------------------------------------------
     def protect_graph(self) -> NoGraph:
         return NoGraph("a hybrid image's tiles, and what its blurs look up, are chosen by value")
-
-    def _embed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        embedding: Tensor = self.server(tensors)
-        return embedding
 
     # --- training -----------------------------------------------------------------------------------------------
     def stages(self) -> list[Stage]:

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ppfr.methods.common.base import (
-    BackboneSpec,
-    Hypothesis,
-    Method,
-    MethodInfo,
-    MethodOptions,
-    Stage,
-    method_class,
-    parse_options,
-    payload_option,
-    register,
-)
+from ppfr.methods.common.audit_hooks import Hypothesis, draw_seed
 from ppfr.methods.common.graph import NoGraph, ProtectGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions, payload_option
 from ppfr.methods.common.payload import PayloadSchema
+from ppfr.methods.common.registry import method_class, register
+from ppfr.methods.common.stage import Stage
 from ppfr.transforms.template import TemplateKey, protect_template
 from ppfr.util.errors import MethodError
 
@@ -70,9 +64,9 @@ class SlerpFace(Method):
         cls = method_class(options.base)
         if cls is SlerpFace:
             raise MethodError("slerpface: base is 'slerpface' itself; give the method whose embeddings it protects")
-        self.base = cls(parse_options(cls, options.base_options), backbone, generator)
-        # which secrets a client has is up to the base, so that here the class variable is one of the object
-        self.info = replace(SlerpFace.info, secrets=self.base.info.secrets)  # type: ignore[misc]
+        self.base = cls(cls.Options.parse(options.base_options, options.base), backbone, generator)
+        # which secrets a client has is up to the base
+        self.info = replace(type(self).info, secrets=self.base.info.secrets)
         self.input_size = self.base.input_size
         self.client, self.server = self.base.client, self.base.server
         self.key = TemplateKey.draw(
@@ -90,9 +84,9 @@ class SlerpFace(Method):
     def embedding_size(self) -> int:
         return self.base.embedding_size
 
-    def reissued(self, seed: int) -> SlerpFace:
+    def redeployed(self, seed: int) -> Self:
         """The same system under another template key; its weights, its client and the client's secrets stay."""
-        return self.with_options(seed=seed)
+        return self.with_options(seed=draw_seed(torch.Generator().manual_seed(seed)))
 
     def remarks(self) -> list[str]:
         """Says whose payload travels."""

@@ -11,7 +11,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ppfr.methods import BackboneSpec, method_class
-from ppfr.methods.common.base import parse_options
 from ppfr.util.errors import RecipeError
 
 PROFILES = ("quick", "standard", "paper")
@@ -213,7 +212,7 @@ def load_recipe(
         values = deep_merge(values, untaught)
     changes = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     recipe = _parse(Recipe, deep_merge(values, changes), "")
-    parse_options(method_class(recipe.method), recipe.options)
+    method_class(recipe.method).Options.parse(recipe.options, recipe.method)
     for stage in recipe.stages:
         recipe.stage(stage)
     return recipe

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 
 from ppfr.methods import Method, PayloadSchema, TensorSpec
-from ppfr.methods.common.base import method_class
+from ppfr.methods.common.registry import method_class
 from ppfr.util.errors import CheckpointError, PayloadError
 from ppfr.util.files import atomic_write
 from ppfr.wire import parse_coding

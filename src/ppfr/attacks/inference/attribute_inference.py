@@ -14,7 +14,7 @@ from ppfr.attacks.learned.features import Views, learn_front
 from ppfr.attacks.learned.ridge import fit_map
 from ppfr.attacks.learned.training_pairs import example_threat
 from ppfr.attacks.threat import Has, ThreatModel
-from ppfr.methods.common.base import MethodInfo
+from ppfr.methods.common.info import MethodInfo
 from ppfr.methods.common.payload import Payload
 from ppfr.util.errors import AttackError
 

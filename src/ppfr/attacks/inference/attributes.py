@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ppfr.methods.common.base import check_images
+from ppfr.methods.common.method import check_images
 
 DARK_HAIR = "dark hair"
 # brightness of the band above the forehead, as a share of the cheeks': about half of all photos lie below

@@ -11,7 +11,7 @@ from ppfr.attacks.attacker import Attacker
 from ppfr.attacks.inverse.face_prior import FacePrior
 from ppfr.attacks.inverse.gauss_newton import require_gradients
 from ppfr.attacks.inverse.linear_operator import AFFINE_TOLERANCE, send
-from ppfr.methods.common.base import Hypothesis
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.util.errors import AttackError
 
 Apply = Callable[[Tensor], dict[str, Tensor]]

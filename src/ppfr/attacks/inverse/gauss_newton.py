@@ -12,7 +12,7 @@ from ppfr.attacks.inverse.face_prior import FacePrior, clamp_planes, divergence,
 from ppfr.attacks.inverse.least_squares import PIXEL_SHARE, RANGE_TIE, channel_noise
 from ppfr.attacks.inverse.linear_operator import Survey, as_channels, send
 from ppfr.attacks.inverse.observations import Observed
-from ppfr.methods.common.base import Hypothesis
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.util.errors import AttackError
 
 # images whose graphs are held at once

@@ -14,7 +14,7 @@ from ppfr.attacks.inverse.gauss_newton import GaussNewton
 from ppfr.attacks.inverse.least_squares import Equations, Solver
 from ppfr.attacks.inverse.linear_operator import AffineClient, Survey, as_channels, log_energy
 from ppfr.attacks.inverse.observations import Observed, joined_hypothesis, joined_names, joined_survey
-from ppfr.methods.common.base import Hypothesis
+from ppfr.methods.common.audit_hooks import Hypothesis
 
 # rows held in float64 at once: channels while screening, planes while solving
 _CHANNEL_ROWS, _PLANE_ROWS = 8, 64

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppfr.attacks.inverse.face_prior import FacePrior, clamp_planes, to_images
-from ppfr.methods.common.base import Hypothesis
+from ppfr.methods.common.audit_hooks import Hypothesis
 
 # images and channels held in float64 at once
 _CHUNK, _CHANNELS = 8, 32

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppfr.attacks.inverse.linear_operator import Survey, as_channels
-from ppfr.methods.common.base import Hypothesis
+from ppfr.methods.common.audit_hooks import Hypothesis
 
 # payloads of so many images tell a tensor's noise
 _SAMPLE = 4

@@ -16,7 +16,7 @@ from ppfr.attacks.metrics import Figure, MetricContext, Truth
 from ppfr.attacks.threat import Has, Sees, ThreatModel
 from ppfr.evaluation.metrics.statistics import Floats, Interval
 from ppfr.evaluation.metrics.unlinkability import chance_d_sys, d_sys, d_sys_interval
-from ppfr.methods.common.base import MethodInfo
+from ppfr.methods.common.info import MethodInfo
 from ppfr.methods.common.payload import Payload
 from ppfr.util.errors import AttackError
 

@@ -16,7 +16,7 @@ from ppfr.attacks.learned.features import Front, Views, learn_front, train
 from ppfr.attacks.learned.ridge import fit_map, unit
 from ppfr.attacks.learned.training_pairs import example_threat
 from ppfr.attacks.threat import Has, Knows, ThreatModel
-from ppfr.methods.common.base import MethodInfo
+from ppfr.methods.common.info import MethodInfo
 from ppfr.methods.common.payload import Payload
 from ppfr.networks import Recogniser
 from ppfr.networks.base import reset_weights

@@ -13,7 +13,7 @@ from ppfr.attacks.learned.features import Front, Views, learn_front, train
 from ppfr.attacks.learned.training_pairs import example_threat
 from ppfr.attacks.threat import Has, ThreatModel
 from ppfr.evaluation.metrics.similarity import WINDOW, ssim
-from ppfr.methods.common.base import MethodInfo
+from ppfr.methods.common.info import MethodInfo
 from ppfr.methods.common.payload import Payload
 from ppfr.networks.base import reset_weights
 from ppfr.networks.unet import REDUCTION, build_unet

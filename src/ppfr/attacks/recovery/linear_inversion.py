@@ -16,7 +16,8 @@ from ppfr.attacks.inverse.hypothesis_search import Effort, Search
 from ppfr.attacks.inverse.linear_operator import AFFINE_TOLERANCE, Survey, affine_tensors, survey, tell_anything
 from ppfr.attacks.inverse.observations import distinct_views
 from ppfr.attacks.threat import Has, Sees, ThreatModel
-from ppfr.methods.common.base import Hypothesis, MethodInfo
+from ppfr.methods.common.audit_hooks import Hypothesis
+from ppfr.methods.common.info import MethodInfo
 from ppfr.methods.common.payload import Payload
 from ppfr.util.errors import AttackError
 

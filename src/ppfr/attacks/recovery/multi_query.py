@@ -8,7 +8,8 @@ from ppfr.attacks.inverse.expected_client import additive_client
 from ppfr.attacks.inverse.face_prior import FacePrior
 from ppfr.attacks.recovery.linear_inversion import LinearInversion
 from ppfr.attacks.threat import Has, Sees, ThreatModel
-from ppfr.methods.common.base import Hypothesis, MethodInfo
+from ppfr.methods.common.audit_hooks import Hypothesis
+from ppfr.methods.common.info import MethodInfo
 
 
 @register

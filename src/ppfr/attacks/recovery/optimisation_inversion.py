@@ -20,7 +20,8 @@ from ppfr.attacks.inverse.linear_operator import Survey, as_channels, send, surv
 from ppfr.attacks.inverse.observations import Observed
 from ppfr.attacks.threat import Has, Sees, ThreatModel
 from ppfr.evaluation.cost import multiply_adds
-from ppfr.methods.common.base import Hypothesis, MethodInfo
+from ppfr.methods.common.audit_hooks import Hypothesis
+from ppfr.methods.common.info import MethodInfo
 from ppfr.methods.common.payload import Payload
 from ppfr.util.errors import AttackError
 

@@ -13,7 +13,7 @@ from ppfr.attacks.attacker import Attacker
 from ppfr.attacks.base import AttackOptions, Recovery, RecoveryAttack, register
 from ppfr.attacks.learned.ridge import LinearMap, fit_map, unit
 from ppfr.attacks.threat import Has, Sees, ThreatModel
-from ppfr.methods.common.base import MethodInfo
+from ppfr.methods.common.info import MethodInfo
 from ppfr.methods.common.payload import Payload
 from ppfr.networks import Recogniser
 

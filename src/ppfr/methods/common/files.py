@@ -11,7 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ppfr.methods.common.base import BackboneSpec, Method, create
+from ppfr.methods.common.info import BackboneSpec
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.registry import create
 from ppfr.util.errors import CheckpointError, MethodError
 from ppfr.util.tensorfiles import write_tensors
 

@@ -1,4 +1,4 @@
-"""Pieces that several methods' servers share."""
+"""Parts that several methods' servers share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ppfr.methods.common.base import BackboneSpec, Stage, TrainingStep, TrunkInput
+from ppfr.methods.common.info import BackboneSpec
+from ppfr.methods.common.stage import Stage, TrainingStep, TrunkInput
 from ppfr.networks import Backbone, build_backbone
 from ppfr.networks.mobilefacenet import CLIENT_BLOCKS, MobileFaceNet
 from ppfr.transforms.quantise import from_levels

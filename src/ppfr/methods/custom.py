@@ -8,9 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ppfr.methods.common.base import BackboneSpec, Hypothesis, Method, MethodInfo, MethodOptions, Stage
+from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.graph import NoGraph
+from ppfr.methods.common.info import BackboneSpec, MethodInfo
+from ppfr.methods.common.method import Method
+from ppfr.methods.common.options import MethodOptions
 from ppfr.methods.common.payload import PayloadSchema, TensorSpec
+from ppfr.methods.common.stage import Stage
 from ppfr.util.errors import MethodError
 
 Protect = Callable[[Tensor, torch.Generator], Tensor | Mapping[str, Tensor]]
@@ -33,8 +37,7 @@ class CustomMethod(Method):
         input_size: tuple[int, int],
     ) -> None:
         super().__init__(MethodOptions(), BackboneSpec("mobilefacenet"), torch.Generator())
-        # every function is a method of its own, so that here the class variable is one of the object
-        self.info = info  # type: ignore[misc]
+        self.info = info
         self.input_size = input_size
         self.client = self.server = nn.Identity()
         self._client, self._server, self._weak = protect, embed, weak
