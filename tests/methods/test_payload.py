@@ -127,7 +127,7 @@ def test_more_images_than_asked_for_are_refused() -> None:
 
 @pytest.mark.parametrize(("coding", "tolerance"), [("float16", 2e-3), ("int8", 0.02), ("dct:0.1", 2e-3)])
 def test_a_lossy_coding_comes_back_nearly(coding: str, tolerance: float) -> None:
-    # no tensor here is a block DCT: planes codes them in half precision
+    # no tensor here is a block DCT: dct codes them in half precision
     sent = payload()
     back = Payload.from_bytes(sent.to_bytes(coding), SCHEMA)
     for name in SCHEMA.tensors:
@@ -138,12 +138,12 @@ def test_a_lossy_coding_comes_back_nearly(coding: str, tolerance: float) -> None
 def test_whole_numbers_keep_every_bit_in_any_coding() -> None:
     schema = PayloadSchema("toy", {"levels": TensorSpec((2, 3), "levels", torch.int8)})
     sent = Payload(schema, {"levels": torch.arange(-6, 6, dtype=torch.int8).reshape(2, 2, 3)})
-    for coding in ("float32", "float16", "int8", "planes"):
+    for coding in ("float32", "float16", "int8", "dct"):
         assert torch.equal(Payload.from_bytes(sent.to_bytes(coding), schema)["levels"], sent["levels"])
 
 
 def test_an_unknown_coding_is_refused() -> None:
-    with pytest.raises(PayloadError, match="no coding 'int4'; expected float32, float16, int8, planes"):
+    with pytest.raises(PayloadError, match="no coding 'int4'; expected float32, float16, int8, dct"):
         payload().to_bytes("int4")
 
 

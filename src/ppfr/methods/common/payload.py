@@ -147,9 +147,9 @@ class Payload:
     def to_bytes(self, coding: str = "float32", *, contract: str = "") -> bytes:
         """Serialise as safetensors in a zstd frame (no pickle anywhere), bound to a deployment's `contract` if given.
 
-        `coding` is float32 (every bit), float16, int8 (per channel) or planes[:ERROR], which codes block-DCT channels
-        as the planes they are linear in, with that relative error, and other floats as float16. Whole numbers always
-        keep every bit. Raises PayloadError for an unknown coding and for values it cannot hold.
+        `coding` is float32 (every bit), float16, int8 (per channel) or dct[:ERROR], which codes block-DCT channels as
+        the cosine transform of the colour planes they are linear in, with that relative error, and other floats as
+        float16. Whole numbers always keep every bit. Raises PayloadError for an unknown coding and for values it cannot hold.
         """
         codings = {name: coding_of(spec, coding) for name, spec in self.schema.tensors.items()}
         return write_message(self.tensors, codings, self._header(contract))
@@ -192,10 +192,10 @@ class Payload:
 
 
 def coding_of(spec: TensorSpec, coding: str) -> str:
-    """How a tensor is coded under a message's coding: whole numbers exactly, planes only where they apply."""
+    """The coding of one tensor: whole numbers keep every bit, and `dct` is for block-DCT channels only."""
     if not spec.dtype.is_floating_point:
         return "float32"
-    if coding.startswith("planes") and not spec.block_dct:
+    if coding.startswith("dct") and not spec.block_dct:
         return "float16"
     return coding
 
