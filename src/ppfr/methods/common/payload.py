@@ -149,7 +149,8 @@ class Payload:
 
         `coding` is float32 (every bit), float16, int8 (per channel) or dct[:ERROR], which codes block-DCT channels as
         the cosine transform of the colour planes they are linear in, with that relative error, and other floats as
-        float16. Whole numbers always keep every bit. Raises PayloadError for an unknown coding and for values it cannot hold.
+        float16. Whole numbers always keep every bit. Raises PayloadError for an unknown coding and for values it cannot
+        hold.
         """
         codings = {name: coding_of(spec, coding) for name, spec in self.schema.tensors.items()}
         return write_message(self.tensors, codings, self._header(contract))
