@@ -9,7 +9,7 @@ from torch import Tensor
 
 import ppfr
 from ppfr.methods import Method
-from ppfr.methods.avih import EvenVariance, Recovery, under_noise
+from ppfr.methods.avih import EvenVariance, KeyRecovery, under_noise
 from ppfr.util.errors import MethodError, PayloadError
 
 
@@ -30,7 +30,7 @@ def images() -> Tensor:
 
 def test_recovery_is_the_keys_error() -> None:
     images, patterns = (torch.rand((4, 3, 8, 8), generator=drawn(seed)) for seed in (1, 2))
-    judged = Recovery(lambda x: x * 0.5, images, 0.2)(patterns[:2], torch.tensor([3, 1]))
+    judged = KeyRecovery(lambda x: x * 0.5, images, 0.2)(patterns[:2], torch.tensor([3, 1]))
     for row, image in enumerate((3, 1)):
         wanted = 0.2 * sum(
             (0.5 * a - b) ** 2

@@ -82,6 +82,20 @@ def test_a_printed_recipe_can_be_read_again(tmp_path) -> None:
     assert load_recipe(tmp_path / "mine.yaml", taught=True) == recipe
 
 
+def test_a_recipe_extends_another(tmp_path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: partialface\nprofiles: {quick: {training: {epochs: 5}}}\n")
+    recipe, original = (load_recipe(name, profile="quick", taught=True) for name in (mine, "partialface"))
+    assert recipe.training == original.training.model_copy(update={"epochs": 5})
+    assert recipe.options == original.options
+    mine.write_text("extends: nofacenet\n")
+    with pytest.raises(RecipeError, match="no recipe 'nofacenet'; built in: arcface"):
+        load_recipe(mine)
+    mine.write_text(f"extends: {mine}\n")
+    with pytest.raises(RecipeError, match="extends itself"):
+        load_recipe(mine)
+
+
 def test_a_stored_recipe_gives_no_secret_away() -> None:
     recipe = load_recipe("partialface", overrides=["options.table=random", "options.table_seed=4711"])
     assert "4711" not in recipe.to_yaml()

@@ -14,7 +14,7 @@ import ppfr
 from ppfr.data.faceset import FaceSet
 from ppfr.distributed.process_group import Ranks
 from ppfr.methods import Mixture, TrainingStep
-from ppfr.methods.common.files import MODEL_FILE
+from ppfr.methods.common.files import MODEL_FILE, SECRETS_FILE
 from ppfr.networks import Preprocessing, Recogniser, build_backbone
 from ppfr.recipes.recipe import Dropout, Recipe, Schedule, StageSettings
 from ppfr.training import trainer as trainer_module
@@ -203,7 +203,7 @@ def test_secrets_are_in_no_checkpoint_or_record(tmp_path: Path) -> None:
     train(secretive, settings, faces(), run)
     table = secretive.secrets()["subsets"].to(torch.int64).numpy().tobytes()
     for file in run.folder.rglob("*"):
-        if file.is_file() and file != run.secrets_file:
+        if file.is_file() and file != run.folder / SECRETS_FILE:
             content = file.read_bytes()
             assert b"987654321" not in content, file
             assert table not in content, file

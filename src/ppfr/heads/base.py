@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,10 @@ class Head(nn.Module, ABC):
 
     `kernel` is (embedding_size, classes), one column a class, under the name that TFace and AdaFace give
     it. Its values are normal with deviation 0.01, drawn from `generator`, by default one seeded with 0.
-    Raises MethodError.
+    `options` names the further arguments of the class. Raises MethodError.
     """
+
+    options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, embedding_size: int, classes: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -88,16 +91,20 @@ class Head(nn.Module, ABC):
 class MarginHead(Head):
     """A head on cosines: each label's cosine is lowered by a margin, then all are multiplied by `scale`."""
 
+    options: ClassVar[tuple[str, ...]] = ("scale", "margin")
+    default_margin = 0.5
+
     def __init__(
         self,
         *,
         embedding_size: int,
         classes: int,
         scale: float = 64.0,
-        margin: float,
+        margin: float | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(embedding_size=embedding_size, classes=classes, generator=generator)
+        margin = self.default_margin if margin is None else margin
         if scale <= 0 or margin < 0:
             raise MethodError(f"scale is {scale} and margin {margin}; expected scale > 0 and margin >= 0")
         self.scale = scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ppfr.util.errors import MethodError
 _LEAST_SQUARED_SINE = 1e-6
 
 
-class ArcFace(MarginHead):
+class ArcFaceHead(MarginHead):
     """Additive angular margin: cos(theta + margin) for the label (Deng et al. 2019, "ArcFace", section 2.1).
 
     Where theta + margin would pass pi the label's cosine is lowered by margin * sin(margin) instead, as in
@@ -22,19 +23,10 @@ class ArcFace(MarginHead):
     the gradient is finite at a cosine of exactly 1.
     """
 
-    def __init__(
-        self,
-        *,
-        embedding_size: int,
-        classes: int,
-        scale: float = 64.0,
-        margin: float = 0.5,
-        easy_margin: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(
-            embedding_size=embedding_size, classes=classes, scale=scale, margin=margin, generator=generator
-        )
+    options = (*MarginHead.options, "easy_margin")
+
+    def __init__(self, *, easy_margin: bool = False, **common: Any) -> None:
+        super().__init__(**common)
         self.easy_margin = easy_margin
 
     def positives(self, target: Tensor, embeddings: Tensor) -> Tensor:
@@ -44,27 +36,16 @@ class ArcFace(MarginHead):
         return _unless_past_pi(target, shifted, self.margin)
 
 
-class CosFace(MarginHead):
+class CosFaceHead(MarginHead):
     """Additive cosine margin: cos(theta) - margin for the label (Wang et al. 2018, "CosFace")."""
 
-    def __init__(
-        self,
-        *,
-        embedding_size: int,
-        classes: int,
-        scale: float = 64.0,
-        margin: float = 0.4,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(
-            embedding_size=embedding_size, classes=classes, scale=scale, margin=margin, generator=generator
-        )
+    default_margin = 0.4
 
     def positives(self, target: Tensor, embeddings: Tensor) -> Tensor:
         return target - self.margin
 
 
-class CurricularFace(MarginHead):
+class CurricularFaceHead(MarginHead):
     """ArcFace's margin, and hard negatives that weigh more as training goes on (Huang et al. 2020, section
     3.2).
 
@@ -75,19 +56,10 @@ class CurricularFace(MarginHead):
 
     t: Tensor
 
-    def __init__(
-        self,
-        *,
-        embedding_size: int,
-        classes: int,
-        scale: float = 64.0,
-        margin: float = 0.5,
-        alpha: float = 0.1,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(
-            embedding_size=embedding_size, classes=classes, scale=scale, margin=margin, generator=generator
-        )
+    options = (*MarginHead.options, "alpha")
+
+    def __init__(self, *, alpha: float = 0.1, **common: Any) -> None:
+        super().__init__(**common)
         self.alpha = _share("alpha", alpha)
         self.register_buffer("t", torch.zeros(1))
 
@@ -103,7 +75,7 @@ class CurricularFace(MarginHead):
         return torch.where(hard, scores * (self.t + scores), scores)
 
 
-class AdaFace(MarginHead):
+class AdaFaceHead(MarginHead):
     """Margin by image quality, read from the embedding's norm (Kim et al. 2022, "AdaFace", section 3.3).
 
     With q the norm standardised by moving statistics, times `concentration` and clipped to [-1, 1], the
@@ -118,20 +90,11 @@ class AdaFace(MarginHead):
     NORM_RANGE = (1e-3, 100.0)
     EPSILON = 1e-3
 
-    def __init__(
-        self,
-        *,
-        embedding_size: int,
-        classes: int,
-        scale: float = 64.0,
-        margin: float = 0.4,
-        concentration: float = 0.333,
-        momentum: float = 0.01,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(
-            embedding_size=embedding_size, classes=classes, scale=scale, margin=margin, generator=generator
-        )
+    options = (*MarginHead.options, "concentration", "momentum")
+    default_margin = 0.4
+
+    def __init__(self, *, concentration: float = 0.333, momentum: float = 0.01, **common: Any) -> None:
+        super().__init__(**common)
         self.concentration = concentration
         self.momentum = _share("momentum", momentum)
         self.register_buffer("batch_mean", torch.full((1,), 20.0))
@@ -162,12 +125,12 @@ class AdaFace(MarginHead):
         return norms.clamp(*self.NORM_RANGE)
 
 
-class Softmax(Head):
+class SoftmaxHead(Head):
     """A linear layer with bias, for plain cross entropy: no normalisation, no margin."""
 
-    def __init__(self, *, embedding_size: int, classes: int, generator: torch.Generator | None = None) -> None:
-        super().__init__(embedding_size=embedding_size, classes=classes, generator=generator)
-        self.bias = nn.Parameter(torch.zeros(classes))
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+        self.bias = nn.Parameter(torch.zeros(self.classes))
 
     def logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         return self.scores(embeddings, self.kernel, self.bias)

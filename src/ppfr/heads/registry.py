@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 
 from ppfr.heads.base import Head
-from ppfr.heads.margin import AdaFace, ArcFace, CosFace, CurricularFace, Softmax
+from ppfr.heads.margin import AdaFaceHead, ArcFaceHead, CosFaceHead, CurricularFaceHead, SoftmaxHead
 from ppfr.util.errors import MethodError
 
 _HEADS: dict[str, type[Head]] = {
-    "arcface": ArcFace,
-    "cosface": CosFace,
-    "curricularface": CurricularFace,
-    "adaface": AdaFace,
-    "softmax": Softmax,
+    "arcface": ArcFaceHead,
+    "cosface": CosFaceHead,
+    "curricularface": CurricularFaceHead,
+    "adaface": AdaFaceHead,
+    "softmax": SoftmaxHead,
 }
-_COMMON = ("self", "embedding_size", "classes", "generator")
 
 
 def head_names() -> list[str]:
@@ -41,7 +39,7 @@ def build_head(
     """
     if name not in _HEADS:
         raise MethodError(f"unknown head {name!r}; expected one of {', '.join(_HEADS)}")
-    known = [option for option in inspect.signature(_HEADS[name]).parameters if option not in _COMMON]
+    known = _HEADS[name].options
     for option in options:
         if option not in known:
             raise MethodError(f"head {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")

@@ -47,7 +47,7 @@ class AVIHOptions(MethodOptions):
     )
 
 
-class Recovery:
+class KeyRecovery:
     """Mean squared error of what the key network makes of a pattern (n,3,h,w), against its image (N,3,h,w) in [0,1]."""
 
     def __init__(self, key: Callable[[Tensor], Tensor], images: Tensor, weight: float) -> None:
@@ -94,7 +94,7 @@ class ObfuscatingClient(nn.Module):
             start = 0.5 + 0.25 * randn(faces.shape, generator, faces.device)
         terms: list[LossTerm] = [
             EmbeddingMatch(lambda patterns: network(patterns * 2 - 1) * unit, targets * unit),
-            Recovery(key, faces, self.options.recovery_weight),
+            KeyRecovery(key, faces, self.options.recovery_weight),
             EvenVariance(self.options.variance_weight),
         ]
         rule = UpdateRule(iterations=self.options.iterations, stop_at=self.options.stop_at)

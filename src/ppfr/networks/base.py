@@ -22,8 +22,22 @@ STAGES = 4
 
 
 @dataclass(frozen=True)
+class Dimensions:
+    """Sizes of a backbone: input channels, length of the embedding, width multiplier, and input (height, width)."""
+
+    in_channels: int
+    embedding_size: int
+    width: float
+    input_size: tuple[int, int]
+
+    def scale(self, channels: int) -> int:
+        """A channel count times the width, rounded to a positive multiple of 8."""
+        return scaled(channels, self.width)
+
+
+@dataclass(frozen=True)
 class BlockShape:
-    """What a block puts out: its channels, and how many input pixels a side one of its pixels stands for."""
+    """Output of a block: its channels, and its stride relative to the network's input."""
 
     channels: int
     reduction: int
@@ -39,20 +53,17 @@ class Backbone(nn.Module, ABC):
     def __init__(
         self,
         name: str,
+        dimensions: Dimensions,
         *,
-        in_channels: int,
-        embedding_size: int,
-        width: float,
-        input_size: tuple[int, int],
         block_outputs: Sequence[BlockShape],
         stage_ends: Sequence[int],
     ) -> None:
         super().__init__()
         self.name = name
-        self.in_channels = in_channels
-        self.embedding_size = embedding_size
-        self.width = width
-        self.input_size = input_size
+        self.in_channels = dimensions.in_channels
+        self.embedding_size = dimensions.embedding_size
+        self.width = dimensions.width
+        self.input_size = dimensions.input_size
         self._block_outputs = tuple(block_outputs)
         self._stage_of_block = {block: stage for stage, block in enumerate(stage_ends)}
 

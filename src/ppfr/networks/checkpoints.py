@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppfr.networks.base import Backbone
-from ppfr.networks.layouts import Layout, find_layout, infer_backbone
+from ppfr.networks.layouts import CheckpointLayout, find_layout, infer_backbone
 from ppfr.networks.preprocessing import ChannelOrder, Preprocessing
 from ppfr.networks.weightfile import State, read_state_dict
 from ppfr.util.errors import CheckpointError
@@ -136,7 +136,7 @@ def _strip(state: State) -> tuple[State, tuple[str, ...], tuple[str, ...]]:
     return state, tuple(prefixes), dropped
 
 
-def _convention(layout: Layout, prefixes: tuple[str, ...], path: Path) -> tuple[str, Preprocessing]:
+def _convention(layout: CheckpointLayout, prefixes: tuple[str, ...], path: Path) -> tuple[str, Preprocessing]:
     """Name the writing project and its preprocessing; wrappers tell AdaFace and CVLface from TFace."""
     if layout.name == "TFace" and "net." in prefixes:
         return "CVLface", replace(layout.preprocessing, channel_order=_cvlface_channel_order(path))

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from torch import Tensor, nn
 
-from ppfr.networks.base import STAGES, Backbone, BlockShape, scaled
+from ppfr.networks.base import STAGES, Backbone, BlockShape, Dimensions
 from ppfr.networks.prelu import PReLU
 
 STEM_CHANNELS = 64
@@ -125,23 +125,11 @@ class IResNet(Backbone):
     for 112x112 (four times the channels for the bottleneck forms). A block is one residual unit.
     """
 
-    def __init__(
-        self,
-        name: str,
-        plan: IResNetPlan,
-        *,
-        in_channels: int = 3,
-        embedding_size: int = 512,
-        width: float = 1.0,
-        input_size: tuple[int, int] = (112, 112),
-    ) -> None:
-        channels = [scaled(count, width) for count in plan.channels]
+    def __init__(self, name: str, plan: IResNetPlan, dimensions: Dimensions) -> None:
+        channels = [dimensions.scale(count) for count in plan.channels]
         super().__init__(
             name,
-            in_channels=in_channels,
-            embedding_size=embedding_size,
-            width=width,
-            input_size=input_size,
+            dimensions,
             block_outputs=[
                 BlockShape(channels[stage], 2 ** (stage + 1))
                 for stage in range(STAGES)
@@ -149,17 +137,17 @@ class IResNet(Backbone):
             ],
             stage_ends=[end - 1 for end in accumulate(plan.units)],
         )
-        stem = scaled(STEM_CHANNELS, width)
+        stem = dimensions.scale(STEM_CHANNELS)
         self.input_layer = nn.Sequential(
-            nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), PReLU(stem)
+            nn.Conv2d(self.in_channels, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), PReLU(stem)
         )
         last, height, columns = self.block_shapes()[-1]
         self.output_layer = nn.Sequential(
             nn.BatchNorm2d(last),
             nn.Dropout(DROPOUT),
             nn.Flatten(),
-            nn.Linear(last * height * columns, embedding_size),
-            nn.BatchNorm1d(embedding_size, affine=plan.insightface),
+            nn.Linear(last * height * columns, self.embedding_size),
+            nn.BatchNorm1d(self.embedding_size, affine=plan.insightface),
         )
         self.body = nn.Sequential(*_units(plan, stem, channels))
 

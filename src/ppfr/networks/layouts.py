@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ppfr.networks import iresnet
-from ppfr.networks.base import Backbone
+from ppfr.networks.base import Backbone, Dimensions
 from ppfr.networks.mobilefacenet import BLOCKS
 from ppfr.networks.preprocessing import Preprocessing
 from ppfr.networks.registry import empty_backbone
@@ -18,8 +18,8 @@ REDUCTION = 16  # the last features of every backbone here have 1/16 of the inpu
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A project's naming: a key that tells it, how its names become ours, and how it prepares images."""
+class CheckpointLayout:
+    """Layer names of a project: a key that identifies it, the conversion to our names, and its preprocessing."""
 
     name: str
     mark: str
@@ -27,7 +27,7 @@ class Layout:
     preprocessing: Preprocessing
 
 
-def find_layout(state: State, file: str) -> Layout:
+def find_layout(state: State, file: str) -> CheckpointLayout:
     """Return the layout whose mark is among the keys of `state`. Raises CheckpointError that names `file`."""
     for layout in LAYOUTS:
         if layout.mark in state:
@@ -156,17 +156,17 @@ _CLIENT_NAMES = {
 
 _HALF = Preprocessing()
 LAYOUTS = (
-    Layout("TFace", "body.0.res_layer.0.weight", _keep, _HALF),
-    Layout("TFace MobileFaceNet", "conv_23.conv.conv.weight", _keep, _HALF),
-    Layout("arcface_torch", "layer1.0.bn1.weight", _convert_insightface, _HALF),
-    Layout(
+    CheckpointLayout("TFace", "body.0.res_layer.0.weight", _keep, _HALF),
+    CheckpointLayout("TFace MobileFaceNet", "conv_23.conv.conv.weight", _keep, _HALF),
+    CheckpointLayout("arcface_torch", "layer1.0.bn1.weight", _convert_insightface, _HALF),
+    CheckpointLayout(
         "MobileFaceNet_Pytorch",
         "dw_conv1.conv.weight",
         _convert_narrow,
         Preprocessing(std=(128.0, 128.0, 128.0)),
     ),
-    Layout("LightCNN", "conv1.filter.weight", _keep, _HALF),
-    Layout("DuetFace or PRO-Face C client", "body_0.conv.weight", _renamer(_CLIENT_NAMES), _HALF),
+    CheckpointLayout("LightCNN", "conv1.filter.weight", _keep, _HALF),
+    CheckpointLayout("DuetFace or PRO-Face C client", "body_0.conv.weight", _renamer(_CLIENT_NAMES), _HALF),
 )
 
 # --- networks ---
@@ -177,13 +177,8 @@ def _infer_iresnet(state: State, file: str) -> Backbone:
     stem, in_channels = _shape(state, "input_layer.0.weight", (iresnet.STEM_CHANNELS, 3))[:2]
     embedding_size, inputs = _shape(state, "output_layer.3.weight", (512, 0))
     (last,) = _shape(state, "output_layer.0.weight", (0,))
-    return empty_backbone(
-        name,
-        in_channels=in_channels,
-        embedding_size=embedding_size,
-        width=stem / iresnet.STEM_CHANNELS,
-        input_size=_input_size(inputs // last if last else 0),
-    )
+    input_size = _input_size(inputs // last if last else 0)
+    return empty_backbone(name, Dimensions(in_channels, embedding_size, stem / iresnet.STEM_CHANNELS, input_size))
 
 
 def _iresnet_name(state: State, file: str) -> str:
@@ -216,14 +211,12 @@ def _input_size(positions: int) -> tuple[int, int]:
 def _infer_mobilefacenet(state: State) -> Backbone:
     stem, in_channels = _shape(state, "conv1.conv.weight", (64, 3))[:2]
     height, width = _shape(state, "output_layer.conv_6_dw.conv.weight", (512, 1, 7, 7))[2:]
+    embedding_size = _shape(state, "output_layer.linear.weight", (512, 512))[0]
     affine = "output_layer.bn.weight" in state
     bias = "output_layer.linear.bias" in state
     return empty_backbone(
         "mobilefacenet-client" if bias else "mobilefacenet-96" if affine else "mobilefacenet",
-        in_channels=in_channels,
-        embedding_size=_shape(state, "output_layer.linear.weight", (512, 512))[0],
-        width=stem / 64,
-        input_size=(height * REDUCTION, width * REDUCTION),
+        Dimensions(in_channels, embedding_size, stem / 64, (height * REDUCTION, width * REDUCTION)),
     )
 
 
@@ -233,10 +226,9 @@ def _infer_lightcnn(state: State) -> Backbone:
     (twice_last,) = _shape(state, "block4.0.conv1.filter.bias", (0,))
     return empty_backbone(
         "lightcnn-29v2" if "group1.conv.filter.weight" in state else "lightcnn-29v4",
-        in_channels=in_channels,
-        embedding_size=embedding_size,
-        width=twice_stem / 96,
-        input_size=_input_size(2 * inputs // twice_last if twice_last else 0),
+        Dimensions(
+            in_channels, embedding_size, twice_stem / 96, _input_size(2 * inputs // twice_last if twice_last else 0)
+        ),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppfr.networks.base import Backbone, BlockShape, scaled
+from ppfr.networks.base import Backbone, BlockShape, Dimensions
 from ppfr.util.errors import MethodError
 
 REDUCTION = 16
@@ -96,26 +96,14 @@ class LightCNN(Backbone):
     MethodError for an input whose sides are no multiples of 16.
     """
 
-    def __init__(
-        self,
-        name: str,
-        plan: LightCNNPlan,
-        *,
-        in_channels: int,
-        embedding_size: int = 256,
-        width: float = 1.0,
-        input_size: tuple[int, int] = (128, 128),
-    ) -> None:
-        if any(side % REDUCTION for side in input_size):
-            raise MethodError(f"input_size is {input_size}; {name} needs multiples of {REDUCTION}")
-        chains = [scaled(count, width) for count in _CHAIN_CHANNELS]
+    def __init__(self, name: str, plan: LightCNNPlan, dimensions: Dimensions) -> None:
+        if any(side % REDUCTION for side in dimensions.input_size):
+            raise MethodError(f"input_size is {dimensions.input_size}; {name} needs multiples of {REDUCTION}")
+        chains = [dimensions.scale(count) for count in _CHAIN_CHANNELS]
         after = [*chains[1:], chains[-1]]
         super().__init__(
             name,
-            in_channels=in_channels,
-            embedding_size=embedding_size,
-            width=width,
-            input_size=input_size,
+            dimensions,
             block_outputs=[
                 BlockShape(chains[0], 2),
                 *(BlockShape(after[0], reduction) for reduction in (2, 4, 4)),
@@ -124,7 +112,7 @@ class LightCNN(Backbone):
             ],
             stage_ends=_STAGE_ENDS,
         )
-        self.conv1 = MaxFeatureMap(in_channels, chains[0], plan.first_kernel)
+        self.conv1 = MaxFeatureMap(self.in_channels, chains[0], plan.first_kernel)
         self.pool = Pool()
         for index, (units, channels, following) in enumerate(zip(_CHAIN_UNITS, chains, after, strict=True)):
             chain = nn.Sequential(*(ResidualUnit(channels) for _ in range(units)))
@@ -135,7 +123,7 @@ class LightCNN(Backbone):
                 self.add_module(f"conv{index + 2}", MaxFeatureMap(channels, following, 3))
         self._block_names = plan.block_names
         last, rows, columns = self.block_shapes()[-1]
-        self.fc = nn.Linear(last * rows * columns, embedding_size)
+        self.fc = nn.Linear(last * rows * columns, self.embedding_size)
 
     @property
     def first_layer(self) -> nn.Conv2d:

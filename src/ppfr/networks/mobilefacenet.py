@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ppfr.networks.base import Backbone, BlockShape, scaled
+from ppfr.networks.base import Backbone, BlockShape, Dimensions
 from ppfr.networks.prelu import PReLU
 
 
@@ -110,31 +110,19 @@ class MobileFaceNet(Backbone):
     resolution, 0, 2, 4, 6: 64x56x56, 64x28x28, 128x14x14, 128x7x7.
     """
 
-    def __init__(
-        self,
-        name: str,
-        plan: MobileFaceNetPlan,
-        *,
-        in_channels: int = 3,
-        embedding_size: int = 512,
-        width: float = 1.0,
-        input_size: tuple[int, int] = (112, 112),
-    ) -> None:
+    def __init__(self, name: str, plan: MobileFaceNetPlan, dimensions: Dimensions) -> None:
         super().__init__(
             name,
-            in_channels=in_channels,
-            embedding_size=embedding_size,
-            width=width,
-            input_size=input_size,
+            dimensions,
             block_outputs=[
-                BlockShape(scaled(channels, width), reduction)
+                BlockShape(dimensions.scale(channels), reduction)
                 for channels, reduction in zip(_BLOCK_CHANNELS, _BLOCK_REDUCTIONS, strict=True)
             ],
             stage_ends=_STAGE_ENDS,
         )
-        c64, c128, c256, c512 = (scaled(channels, width) for channels in (64, 128, 256, 512))
+        c64, c128, c256, c512 = (dimensions.scale(channels) for channels in (64, 128, 256, 512))
         _, *kernel = self.block_shapes()[-1]
-        self.conv1 = ConvBlock(in_channels, c64, 3, 2, 1)
+        self.conv1 = ConvBlock(self.in_channels, c64, 3, 2, 1)
         self.conv2_dw = ConvBlock(c64, c64, 3, 1, 1, groups=c64)
         self.conv_23 = InvertedBottleneck(c64, c128, c64, 2)
         self.conv_3 = ResidualChain(c64, c128, 4)
@@ -143,7 +131,7 @@ class MobileFaceNet(Backbone):
         self.conv_45 = InvertedBottleneck(c128, c512, c128, 2)
         self.conv_5 = ResidualChain(c128, c256, 2)
         self.conv_6_sep = ConvBlock(c128, c512)
-        self.output_layer = GlobalDepthwise(c512, (kernel[0], kernel[1]), embedding_size, plan)
+        self.output_layer = GlobalDepthwise(c512, (kernel[0], kernel[1]), self.embedding_size, plan)
 
     @property
     def first_layer(self) -> nn.Conv2d:
@@ -151,16 +139,7 @@ class MobileFaceNet(Backbone):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        return [
-            self.conv2_dw,
-            self.conv_23,
-            self.conv_3,
-            self.conv_34,
-            self.conv_4,
-            self.conv_45,
-            self.conv_5,
-            self.conv_6_sep,
-        ]
+        return [self.get_submodule(name) for name in BLOCKS]
 
     def stem(self, x: Tensor) -> Tensor:
         features: Tensor = self.conv1(x)

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import torch
 
 from ppfr.networks import iresnet, lightcnn, mobilefacenet
-from ppfr.networks.base import Backbone, initialised
+from ppfr.networks.base import Backbone, Dimensions, initialised
 from ppfr.networks.iresnet import IResNet
 from ppfr.networks.lightcnn import LightCNN
 from ppfr.networks.mobilefacenet import MobileFaceNet
 from ppfr.util.errors import MethodError
 
-
-class _Builder(Protocol):
-    def __call__(
-        self, *, in_channels: int, embedding_size: int, width: float, input_size: tuple[int, int]
-    ) -> Backbone: ...
-
-
-_BUILDERS: dict[str, _Builder] = {
+_BUILDERS: dict[str, Callable[[Dimensions], Backbone]] = {
     **{name: partial(IResNet, name, plan) for name, plan in iresnet.PLANS.items()},
     **{name: partial(MobileFaceNet, name, plan) for name, plan in mobilefacenet.PLANS.items()},
     **{name: partial(LightCNN, name, plan) for name, plan in lightcnn.PLANS.items()},
 }
-
-
-@dataclass(frozen=True)
-class _Defaults:
-    in_channels: int = 3
-    embedding_size: int = 512
-    input_size: tuple[int, int] = (112, 112)
-
-
+_DEFAULT = Dimensions(in_channels=3, embedding_size=512, width=1.0, input_size=(112, 112))
 _DEFAULTS = {
-    "mobilefacenet-96": _Defaults(embedding_size=128, input_size=(112, 96)),
-    "lightcnn-29v2": _Defaults(in_channels=1, embedding_size=256, input_size=(128, 128)),
-    "lightcnn-29v4": _Defaults(embedding_size=256, input_size=(128, 128)),
+    "mobilefacenet-96": replace(_DEFAULT, embedding_size=128, input_size=(112, 96)),
+    "lightcnn-29v2": replace(_DEFAULT, in_channels=1, embedding_size=256, input_size=(128, 128)),
+    "lightcnn-29v4": replace(_DEFAULT, embedding_size=256, input_size=(128, 128)),
 }
 
 
@@ -55,7 +40,7 @@ def default_input_size(name: str) -> tuple[int, int]:
     """(Height, width) that the named backbone reads unless it is built for another; raises MethodError."""
     if name not in _BUILDERS:
         raise MethodError(f"unknown backbone {name!r}; expected one of {', '.join(_BUILDERS)}")
-    return _DEFAULTS.get(name, _Defaults()).input_size
+    return _DEFAULTS.get(name, _DEFAULT).input_size
 
 
 def build_backbone(
@@ -75,34 +60,25 @@ def build_backbone(
     `generator`, by default one seeded with 0. Raises MethodError.
     """
     input_size = default_input_size(name) if input_size is None else input_size
-    default = _DEFAULTS.get(name, _Defaults())
-    in_channels = default.in_channels if in_channels is None else in_channels
-    embedding_size = default.embedding_size if embedding_size is None else embedding_size
-    _check("in_channels", in_channels, 1)
-    _check("embedding_size", embedding_size, 1)
+    default = _DEFAULTS.get(name, _DEFAULT)
+    dimensions = Dimensions(
+        default.in_channels if in_channels is None else in_channels,
+        default.embedding_size if embedding_size is None else embedding_size,
+        width,
+        input_size,
+    )
+    _check("in_channels", dimensions.in_channels, 1)
+    _check("embedding_size", dimensions.embedding_size, 1)
     _check("width", width, 1 / 64)
     for side in input_size:
         _check("input_size", side, 16)
-    return initialised(
-        empty_backbone(
-            name,
-            in_channels=in_channels,
-            embedding_size=embedding_size,
-            width=width,
-            input_size=input_size,
-        ),
-        generator,
-    )
+    return initialised(empty_backbone(name, dimensions), generator)
 
 
-def empty_backbone(
-    name: str, *, in_channels: int, embedding_size: int, width: float, input_size: tuple[int, int]
-) -> Backbone:
+def empty_backbone(name: str, dimensions: Dimensions) -> Backbone:
     """Build a backbone on the meta device: names and shapes without values, so nothing is drawn at random."""
     with torch.device("meta"):
-        return _BUILDERS[name](
-            in_channels=in_channels, embedding_size=embedding_size, width=width, input_size=input_size
-        )
+        return _BUILDERS[name](dimensions)
 
 
 def _check(argument: str, value: float, least: float) -> None:

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppfr.networks.checkpoints import load_state
 from ppfr.networks.weightfile import read_state_dict
-from ppfr.util.errors import CheckpointError, ShapeError
+from ppfr.util.errors import ShapeError
 
 STRIDES = (8, 16, 32)
 ANCHOR_SIDES = ((10, 20), (32, 64), (128, 256))
@@ -107,20 +108,7 @@ def load_retinaface(path: Path | str) -> RetinaFace:
     # of the whole MobileNet, which older files hold
     state = {name: value for name, value in state.items() if not name.startswith("body.fc")}
     network = RetinaFace()
-    expected = network.state_dict()
-    missing = sorted(expected.keys() - state.keys())
-    unknown = sorted(state.keys() - expected.keys())
-    if missing or unknown:
-        raise CheckpointError(
-            f"{Path(path).name} is not RetinaFace with MobileNet-0.25: {len(missing)} of its {len(expected)} tensors "
-            f"are missing ({', '.join(missing[:3])}), {len(unknown)} unknown ({', '.join(unknown[:3])})"
-        )
-    for name, value in state.items():
-        if value.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{Path(path).name}: {name} has shape {tuple(value.shape)}; expected {tuple(expected[name].shape)}"
-            )
-    network.load_state_dict(state)
+    load_state(network, state, f"{Path(path).name} does not fit RetinaFace with MobileNet-0.25")
     return network.eval()
 
 

@@ -44,7 +44,6 @@ class UNet(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         channels = [scaled(count, width) for count in _CHANNELS]
-        self.latent_channels = channels[-1]
         before = in_channels
         for level, count in enumerate(channels, start=1):
             self.add_module(f"left_conv_{level}", ConvPair(before, count))

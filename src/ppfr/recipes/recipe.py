@@ -10,9 +10,10 @@ from typing import Any, Literal, Self, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ppfr.methods import BackboneSpec, method_class
+from ppfr.methods import BackboneSpec, method_class, method_names
 from ppfr.util.errors import RecipeError
 
+_DEFAULTS = "_defaults"
 PROFILES = ("quick", "standard", "paper")
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -113,7 +114,7 @@ class DataSet(_Strict):
     weight: float = Field(1.0, gt=0, description="factor on its margin loss")
 
 
-class Backbone(_Strict):
+class BackboneSettings(_Strict):
     """The server's network; `auto` takes the teacher's own architecture, or else `fallback`."""
 
     name: str = "auto"
@@ -129,7 +130,7 @@ class Recipe(_Strict):
     profile: str = "standard"
     summary: str = ""
     seed: int = 0
-    backbone: Backbone = Backbone()
+    backbone: BackboneSettings = BackboneSettings()
     options: dict[str, Any] = Field(default_factory=dict, description="the method's own settings")
     warm_start: bool = Field(True, description="begin with the teacher's weights where shapes allow")
     warm_start_images: int = Field(768, ge=36, description="training images used to fit the first layer")
@@ -179,10 +180,9 @@ def recipe_names() -> list[str]:
 
 
 def built_in_names(package: str) -> list[str]:
-    """Names of the YAML files that a package brings along."""
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in resources.files(package).iterdir() if entry.name.endswith(".yaml")
-    )
+    """Names of the YAML files of a package, without those that begin with an underscore, which others extend."""
+    files = (entry.name for entry in resources.files(package).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml") and not name.startswith("_"))
 
 
 def load_recipe(
@@ -192,13 +192,14 @@ def load_recipe(
     taught: bool = False,
     overrides: Sequence[str] | Mapping[str, Any] = (),
 ) -> Recipe:
-    """Read a built-in recipe by method name, or a YAML file, choose its profile, and lay overrides over it.
+    """Read a built-in recipe by method name, or a YAML file, choose its profile, and apply overrides.
 
-    `taught` tells whether a teacher is there: without one the file's `without_teacher` section applies. `overrides`
-    are `key.path=value` strings (values in YAML) or a nested mapping. Raises RecipeError naming the key's path for an
-    unknown key, a wrong type or a value out of range.
+    A file with `extends: NAME` changes the built-in recipe of that name. A method without a built-in recipe, such as
+    one of another distribution, has that of `_defaults.yaml`. Without a teacher (`taught` is false) the section
+    `without_teacher` applies. `overrides` are `key.path=value` strings (values in YAML) or a nested mapping. Raises
+    RecipeError naming the key's path for an unknown key, a wrong type or a value out of range.
     """
-    values = read_settings(name)
+    values = _read_recipe(name)
     profiles = values.pop("profiles", {})
     untaught = values.pop("without_teacher", {})
     if profiles:
@@ -237,6 +238,20 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+def _read_recipe(name: str | Path) -> dict[str, Any]:
+    """The settings of a recipe, laid over those of the recipes that it extends."""
+    if str(name) in method_names() and str(name) not in recipe_names():
+        return {"method": str(name), **read_settings(_DEFAULTS)}
+    values = read_settings(name)
+    extended = [str(name)]
+    while (base := values.pop("extends", None)) is not None:
+        if base in extended:
+            raise RecipeError(f"recipe {name}: {base!r} extends itself; let `extends` name another recipe")
+        extended.append(base)
+        values = deep_merge(read_settings(base), values)
+    return values
+
+
 def read_settings(name: str | Path, package: str = "ppfr.recipes", kind: str = "recipe") -> dict[str, Any]:
     """The content of a YAML file, or of one that `package` brings along by its name.
 
@@ -247,8 +262,8 @@ def read_settings(name: str | Path, package: str = "ppfr.recipes", kind: str = "
         if not path.is_file():
             raise RecipeError(f"{kind} file {path} does not exist")
         text = path.read_text(encoding="utf-8")
-    elif str(name) in built_in_names(package):
-        text = resources.files(package).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    elif (file := resources.files(package).joinpath(f"{path.name}.yaml")).is_file() and path.name == str(name):
+        text = file.read_text(encoding="utf-8")
     else:
         known = ", ".join(built_in_names(package))
         raise RecipeError(f"no {kind} {str(name)!r}; built in: {known}; or give the path of a .yaml file")

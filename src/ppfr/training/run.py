@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from ppfr.methods.common.files import MODEL_FILE, SECRETS_FILE
+from ppfr.methods.common.files import MODEL_FILE
 from ppfr.recipes.recipe import Recipe
 from ppfr.util.errors import CheckpointError, RecipeError
 from ppfr.util.files import atomic_path, atomic_write
@@ -47,10 +47,6 @@ class Run:
     @property
     def model_file(self) -> Path:
         return self.folder / MODEL_FILE
-
-    @property
-    def secrets_file(self) -> Path:
-        return self.folder / SECRETS_FILE
 
     @property
     def finished(self) -> bool:
