@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppfr.attacks.attacker import Attacker
-from ppfr.attacks.base import AttackOptions, Recovery, RecoveryAttack, attack_names, create_attack, register
+from ppfr.attacks.base import Attack, AttackOptions, Recovery, attack_names, create_attack, register
 from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
 from ppfr.methods import Method, MethodInfo, Payload
 from ppfr.util.errors import AttackError, PayloadError
@@ -18,7 +18,7 @@ from ppfr.util.errors import AttackError, PayloadError
 NEEDS = ThreatModel(Sees.PAYLOAD, Knows.METHOD, frozenset({Has.FACES}))
 
 
-class Guess(RecoveryAttack):
+class Guess(Attack[Recovery]):
     """Returns whatever a test asks for."""
 
     name = "guess"
@@ -31,7 +31,7 @@ class Guess(RecoveryAttack):
     def needs(self, target: MethodInfo, holds: frozenset[Has]) -> ThreatModel:
         return NEEDS
 
-    def recover(self, attacker: Attacker, payload: Payload) -> Recovery:
+    def run(self, attacker: Attacker, payload: Payload) -> Recovery:
         return self.result(len(payload))
 
 
@@ -67,14 +67,14 @@ def test_threat_model_reads_in_one_line() -> None:
     ],
 )
 def test_cover(granted: ThreatModel, covered: bool) -> None:
-    assert granted.covers(NEEDS) is covered
-    assert granted.covers(granted)
+    assert (not granted.lacks(NEEDS)) is covered
+    assert not granted.lacks(granted)
 
 
 def test_several_payloads_are_not_covered_by_one_and_pairs_are_counted() -> None:
-    assert not ThreatModel().covers(ThreatModel(sees=Sees.PAYLOADS_OF_IMAGE))
+    assert ThreatModel().lacks(ThreatModel(sees=Sees.PAYLOADS_OF_IMAGE))
     many, few = (ThreatModel(has=frozenset({Has.PAIRS}), pairs=pairs) for pairs in (100, 10))
-    assert many.covers(few)
+    assert not many.lacks(few)
     assert few.lacks(many) == ["100 pairs instead of 10"]
     with pytest.raises(AttackError, match="positive number of pairs"):
         ThreatModel(has=frozenset({Has.PAIRS}))
@@ -116,7 +116,7 @@ def test_incomplete_results_are_caught(
 
 
 def test_the_door_is_sealed() -> None:
-    with pytest.raises(TypeError, match="sealed; write `recover`"):
+    with pytest.raises(TypeError, match="sealed; write `run`"):
         type("Sneaky", (Guess,), {"__call__": lambda self: None})
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import ppfr
 from ppfr.attacks import Has, Knows, Sees, ThreatModel, create_attack
 from ppfr.attacks.attacker import Attacker
-from ppfr.attacks.deployments import second_deployment
 from ppfr.attacks.metrics import Figure
+from ppfr.attacks.observation import second_deployment
 from ppfr.data.faceset import FaceSet
 from ppfr.methods import BackboneSpec, Method, MethodInfo, MethodOptions, PayloadSchema, Stage, TensorSpec
 from ppfr.methods.common.options import secret_option

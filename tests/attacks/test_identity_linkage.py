@@ -136,7 +136,7 @@ def test_draws_of_a_client_are_told_apart(toy: Toy, probes: Tensor, faces: Tenso
 
     target = toy(scaled([1, 1, 1, -3, -3, -3]), scaled([-3, 3, -3, 1, 1, 1]), scaled([9, 1, -9, 1, 3, 1]))
     found = link(target, probes, faces)
-    assert "3 kinds" in found.notes["learned from"]
+    assert "3 payload clusters" in found.notes["learned from"]
     assert found_first(found, probes) >= 0.9
 
 

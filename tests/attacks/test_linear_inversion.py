@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ppfr
-from ppfr.attacks.base import Has, Knows, ThreatModel, create_attack
+from ppfr.attacks import Has, Knows, ThreatModel, create_attack
 from ppfr.attacks.inverse.face_prior import to_planes
 from ppfr.attacks.inverse.gauss_newton import Linearised
 from ppfr.attacks.inverse.hypothesis_search import screen

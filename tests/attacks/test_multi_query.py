@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppfr import custom_method
 from ppfr.attacks import Has, Knows, Recovery, Sees, ThreatModel, create_attack
-from ppfr.attacks.inverse.observations import Observed, distinct_views
+from ppfr.attacks.inverse.observations import Observed, distinct_payloads
 from ppfr.methods import Method
 from ppfr.util.errors import AttackError
 
@@ -106,7 +106,7 @@ def test_views_that_repeat_others_are_left_out() -> None:
         ([first, second, second], [first, second]),
         ([first, second, first], [first, second]),
     ):
-        found, views = distinct_views(joined(*given), len(given))
+        found, views = distinct_payloads(joined(*given), len(given))
         assert views == len(kept)
         assert all(torch.equal(found[name], values) for name, values in joined(*kept).items())
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppfr.attacks.attacker import Attacker
-from ppfr.attacks.base import Recovery, RecoveryAttack, create_attack
+from ppfr.attacks.base import Attack, Recovery, create_attack
 from ppfr.attacks.threat import Has, Sees, ThreatModel
 from ppfr.auditing import trials
 from ppfr.auditing.audit import audit, audit_run
@@ -40,7 +40,7 @@ class PixelJudge:
         return F.avg_pool2d(images + 0.01, 4).flatten(1)
 
 
-class Spy(RecoveryAttack):
+class Spy(Attack[Recovery]):
     """Returns what a test asks for."""
 
     name, title = "spy", "Spy"
@@ -52,7 +52,7 @@ class Spy(RecoveryAttack):
     def needs(self, target: MethodInfo, holds: frozenset[Has]) -> ThreatModel:
         return ThreatModel(sees=self._sees)
 
-    def recover(self, attacker: Attacker, payload: Payload) -> Recovery:
+    def run(self, attacker: Attacker, payload: Payload) -> Recovery:
         return Recovery(self._recover(attacker, payload))
 
 
@@ -148,7 +148,8 @@ def test_several_payloads_are_of_one_image_or_of_one_person(faces: Any, judge: A
     views: list[list[Payload]] = []
 
     def first(attacker: Attacker, payload: Payload) -> Tensor:
-        views.append(attacker.split_views(payload))
+        count = len(payload) // attacker.payloads_per_image
+        views.append([payload.select(range(first, first + count)) for first in range(0, len(payload), count)])
         return (views[-1][0]["payload"] / 2 + 0.5).clamp(0, 1)
 
     def send(images: Tensor, generator: torch.Generator) -> Tensor:

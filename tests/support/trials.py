@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from ppfr.attacks.attacker import PublicFaces, observe
 from ppfr.attacks.base import Attack, Result
 from ppfr.attacks.metrics import FaceEmbedder, Figure, MetricContext, Truth
+from ppfr.attacks.observation import observe
+from ppfr.attacks.public_data import PublicFaces
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.evaluation.metrics.identification import draw_search
@@ -51,5 +52,6 @@ def tried(
     prepared = attack.prepare(target, faces=public, budget="fast", seed=seed, **options)
     attacker = prepared.attacker
     generator = torch.Generator().manual_seed(seed)
-    result = prepared(observe(target, truth.originals, attacker.threat.sees, attacker.views, generator))
+    sees, each = attacker.threat.sees, attacker.payloads_per_image
+    result = prepared([observe(target, truth.originals, sees, generator) for _ in range(each)])
     return Trial(truth, result, result.measure(MetricContext(truth, judge)))

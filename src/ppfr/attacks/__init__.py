@@ -1,21 +1,22 @@
-"""What an attacker gets back from payloads: attacks by name, each under a stated threat model, and what they leak."""
+"""Attacks by name, each under a stated threat model, and metrics of what they recover from payloads."""
 
-from ppfr.attacks.attacker import BUDGETS, Attacker, Budget, Pairs, PublicFaces, stored_templates
+from ppfr.attacks.attacker import Attacker
 from ppfr.attacks.base import (
     Attack,
     AttackOptions,
     Inference,
-    InferenceAttack,
     Linkage,
-    LinkageAttack,
     PreparedAttack,
     Recovery,
-    RecoveryAttack,
     Result,
     attack_names,
     create_attack,
     register,
 )
+from ppfr.attacks.budget import BUDGETS, Budget
+from ppfr.attacks.metrics import Figure, MetricContext, Truth
+from ppfr.attacks.observation import stored_templates
+from ppfr.attacks.public_data import Pairs, PublicFaces
 from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
 
 __all__ = [
@@ -24,20 +25,20 @@ __all__ = [
     "AttackOptions",
     "Attacker",
     "Budget",
+    "Figure",
     "Has",
     "Inference",
-    "InferenceAttack",
     "Knows",
     "Linkage",
-    "LinkageAttack",
+    "MetricContext",
     "Pairs",
     "PreparedAttack",
     "PublicFaces",
     "Recovery",
-    "RecoveryAttack",
     "Result",
     "Sees",
     "ThreatModel",
+    "Truth",
     "attack_names",
     "create_attack",
     "register",

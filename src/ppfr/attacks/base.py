@@ -1,4 +1,4 @@
-"""What an attack must return, the door that checks what it uses and returns, and attacks by name."""
+"""The interface of attacks: results, the sealed call that checks what an attack uses and returns, and the registry."""
 
 from __future__ import annotations
 
@@ -7,22 +7,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, Self, TypeVar, final
+from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar, Unpack, final
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from ppfr.attacks.attacker import (
-    Attacker,
-    Budget,
-    Pairs,
-    Progress,
-    PublicFaces,
-    check_public_faces,
-    find_budget,
-    held,
-)
+from ppfr.attacks.attacker import Attacker
+from ppfr.attacks.budget import Budget, Progress, find_budget
+from ppfr.attacks.learned.features import FeatureCache
 from ppfr.attacks.metrics import (
     Figure,
     MetricContext,
@@ -31,7 +24,8 @@ from ppfr.attacks.metrics import (
     linkage,
     re_identification,
 )
-from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
+from ppfr.attacks.public_data import Pairs, PublicFaces
+from ppfr.attacks.threat import Has, ThreatModel, held
 from ppfr.data.faceset import FaceSet
 from ppfr.methods.common.info import MethodInfo
 from ppfr.methods.common.method import Method
@@ -106,12 +100,12 @@ def _concatenated(values: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Recovery(Result):
-    """Images that an attack made of payloads, one row an image.
+    """Images recovered from payloads, one row an image.
 
-    `images` (B,3,H,W) RGB in [0,1]; `hypotheses` names the guess of the client's draws that was kept for each row;
-    `misfit` (B,) is how far the payload of the recovered image is from the observed one, as a fraction of the payload's
-    deviation from that of an average face; `tensors` are the payload tensors that were used and `prior` says what the
-    attacker believed about faces beforehand.
+    `images` (B,3,H,W) RGB in [0,1]; `hypotheses` names the hypothesis about the client's draws that was chosen for each
+    row; `misfit` (B,) is the distance of the recovered image's payload from the observed one, as a fraction of the
+    observed one's distance from the mean face's; `tensors` are the payload tensors that were used and `prior` describes
+    the prior distribution of faces.
     """
 
     per_row = ("images", "hypotheses", "misfit")
@@ -157,7 +151,7 @@ class Recovery(Result):
 
 @dataclass(frozen=True)
 class Linkage(Result):
-    """Embeddings (B,D) that an attack made of payloads, to compare with those of clear photos by its recogniser."""
+    """Embeddings (B,D) estimated from payloads, comparable with those of clear photos by the attacker's recogniser."""
 
     per_row = ("embeddings",)
     embeddings: Tensor
@@ -223,25 +217,43 @@ def _length(values: Tensor | None) -> int:
 Found = TypeVar("Found", bound=Result, covariant=True)
 
 
-class Attack(ABC, Generic[Found]):
-    """An attempt to learn about faces from payloads; it never sees the images behind them.
+class Given(TypedDict, total=False):
+    """What an attack is given besides payloads.
 
-    Authors extend `RecoveryAttack`, `LinkageAttack` or `InferenceAttack`, set `name` and `title`, and write `needs`,
-    if something must be learned first `fit`, and `recover`, `link` or `infer`. What `fit` stores in attributes lives on
-    a copy: an attack object can be used again on anything. Calling the attack is sealed: the call checks that the
-    threat model covers the needs, that nothing beyond it is used, that the payload is the target's, and that the result
-    is whole.
+    `faces` are public faces, RGB in [-1,1], never those behind the payloads; as many as the budget allows are used.
+    `recogniser` is the attacker's own, never the one that judges. `pairs` are payloads with the images behind them.
+    `threat` is what the attacker is granted; without one it is exactly what the attack needs. The same `seed` gives the
+    same result. `progress` is called with the finished and all parts of the work.
+    """
+
+    faces: PublicFaces | FaceSet | Tensor | None
+    recogniser: Recogniser | None
+    pairs: Pairs | None
+    threat: ThreatModel | None
+    budget: Budget | str
+    seed: int
+    progress: Progress | None
+
+
+class Attack(ABC, Generic[Found]):
+    """An attempt to learn about faces from payloads, without the images behind them.
+
+    Authors extend `Attack[Recovery]`, `Attack[Linkage]`, `Attack[Inference]` or that of a result of their own, set
+    `name` and `title`, and write `needs`, `run` and, if something must be learned first, `fit`. What `fit` stores in
+    attributes lives on a copy, so that an attack object can be used on several targets. The call is sealed: it checks
+    that the threat model covers the needs, that nothing beyond it is used, that the payload is the target's, and that
+    the result is complete.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     Options: ClassVar[type[AttackOptions]] = AttackOptions
-    views: ClassVar[int] = 1
-    """How many payloads of each image it is usually tried with."""
+    payloads_per_image: ClassVar[int] = 1
+    """Number of payloads of each image that it is usually run on."""
     finds_people: ClassVar[bool] = True
-    """Whether it says whose face it is; only that counts towards the privacy score."""
+    """Whether it identifies people; only identification counts towards the privacy score."""
     profile_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Options that an audit sets by its profile's name; the class's defaults hold for profiles that are not here."""
+    """Options that an audit sets, by the name of its profile; other profiles use the defaults."""
 
     def __init__(self, options: AttackOptions | None = None) -> None:
         self.options = self.Options() if options is None else options
@@ -250,21 +262,22 @@ class Attack(ABC, Generic[Found]):
         super().__init_subclass__(**kwargs)
         for sealed in ("__call__", "prepare"):
             if sealed in cls.__dict__:
-                raise TypeError(
-                    f"{cls.__qualname__} overrides Attack.{sealed}, which is sealed; write `recover` instead"
-                )
+                raise TypeError(f"{cls.__qualname__} overrides Attack.{sealed}, which is sealed; write `run` instead")
 
     # --- what authors write -------------------------------------------------------------------------------------
     @abstractmethod
     def needs(self, target: MethodInfo, holds: frozenset[Has]) -> ThreatModel:
-        """The weakest threat model under which this attack runs on `target`, for one who was handed `holds`."""
+        """The weakest threat model under which this attack runs on `target`, for an attacker who was given `holds`."""
 
     def fit(self, attacker: Attacker) -> None:
         """Learn what does not depend on the payloads under attack, and keep it in attributes."""
 
     @abstractmethod
-    def _find(self, attacker: Attacker, payload: Payload) -> Found:
-        """What the attack makes of a payload."""
+    def run(self, attacker: Attacker, payload: Payload) -> Found:
+        """The result for a payload; several payloads of each image follow one another, all images of the first first.
+
+        Raises AttackError when the attack does not apply to the target.
+        """
 
     # --- sealed -------------------------------------------------------------------------------------------------
     @final
@@ -272,44 +285,38 @@ class Attack(ABC, Generic[Found]):
         self,
         target: Method,
         *,
-        faces: PublicFaces | FaceSet | Tensor | None = None,
-        recogniser: Recogniser | None = None,
-        pairs: Pairs | None = None,
-        threat: ThreatModel | None = None,
-        views: int | None = None,
-        budget: Budget | str = "fast",
-        seed: int = 0,
-        progress: Progress | None = None,
+        payloads_per_image: int | None = None,
+        cache: FeatureCache | None = None,
+        **given: Unpack[Given],
     ) -> PreparedAttack[Found]:
-        """Learn all that does not depend on the payloads under attack; what is returned takes those.
+        """Learn everything that does not depend on the payloads under attack; the returned attack is called with those.
 
-        `faces` are public faces, RGB in [-1,1], never those behind the payloads; as many as the budget allows are used.
-        `recogniser` is the attacker's own, never the one that judges. `pairs` are payloads with the images behind them.
-        `threat` is what the attacker is granted; without one it is exactly what the attack needs. `views` is how many
-        payloads of each image (or person) are seen, by default as many as the attack is usually tried with. The same
-        `seed` gives the same result. Raises AttackError when the threat model does not cover the attack, and when the
-        attack does not apply to the target.
+        `payloads_per_image` is how many payloads of each image (or person) are seen, by default as many as the attack
+        is usually run on. Attacks that are prepared with one `cache` share feature extractors. For the rest see
+        `Given`. Raises AttackError when the threat model does not cover the attack, and when the attack does not apply
+        to the target.
         """
-        views = self.views if views is None else views
-        budget = find_budget(budget)
+        each = self.payloads_per_image if payloads_per_image is None else payloads_per_image
+        budget = find_budget(given.get("budget", "fast"))
+        faces, recogniser, pairs = given.get("faces"), given.get("recogniser"), given.get("pairs")
         public = None if faces is None else PublicFaces.of(faces, budget.faces)
-        holds = held(public, recogniser, pairs)
-        needed = self.needs(target.info, holds)
-        granted = needed if threat is None else threat
+        needed = self.needs(target.info, held(public, recogniser, pairs))
+        granted = given.get("threat") or needed
         try:
-            self._check_grant(needed, granted, views)
+            self._check_grant(needed, granted, each)
             if public is not None:
-                check_public_faces(public, target.input_size)
+                public.check(target.input_size)
             attacker = Attacker(
                 target,
                 granted,
                 faces=public,
                 recogniser=recogniser,
                 pairs=pairs,
-                views=views,
+                payloads_per_image=each,
                 budget=budget,
-                seed=seed,
-                progress=progress,
+                seed=given.get("seed", 0),
+                progress=given.get("progress"),
+                cache=cache,
             )
             started = time.perf_counter()
             attack = copy.copy(self)
@@ -319,48 +326,25 @@ class Attack(ABC, Generic[Found]):
         return PreparedAttack(attack, attacker, time.perf_counter() - started)
 
     @final
-    def __call__(
-        self,
-        target: Method,
-        payload: Payload | Sequence[Payload],
-        *,
-        faces: PublicFaces | FaceSet | Tensor | None = None,
-        recogniser: Recogniser | None = None,
-        pairs: Pairs | None = None,
-        threat: ThreatModel | None = None,
-        budget: Budget | str = "fast",
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Found:
+    def __call__(self, target: Method, payload: Payload | Sequence[Payload], **given: Unpack[Given]) -> Found:
         """Attack a payload of `target`, or several: row i of each is then of the same image (or person).
 
-        All else as in `prepare`. Raises AttackError as that does and when the result is not whole, PayloadError for the
-        payload of another method.
+        Raises AttackError as `prepare` does and when the result is not complete, PayloadError for the payload of
+        another method.
         """
-        prepared = self.prepare(
-            target,
-            faces=faces,
-            recogniser=recogniser,
-            pairs=pairs,
-            threat=threat,
-            views=1 if isinstance(payload, Payload) else len(payload),
-            budget=budget,
-            seed=seed,
-            progress=progress,
-        )
-        return prepared(payload)
+        each = 1 if isinstance(payload, Payload) else len(payload)
+        return self.prepare(target, payloads_per_image=each, **given)(payload)
 
     @staticmethod
-    def _check_grant(needed: ThreatModel, granted: ThreatModel, views: int) -> None:
+    def _check_grant(needed: ThreatModel, granted: ThreatModel, payloads_per_image: int) -> None:
         missing = granted.lacks(needed)
         if missing:
             raise AttackError(
                 f"needs {', '.join(missing)}, which the threat model ({granted}) does not grant; grant it or use "
                 "another attack"
             )
-        several = granted.sees in (Sees.PAYLOADS_OF_IMAGE, Sees.PAYLOADS_OF_PERSON)
-        if views < 1 or (views > 1 and not several):
-            raise AttackError(f"{views} payloads of each image, but the attacker sees {granted.sees}")
+        if payloads_per_image < 1 or (payloads_per_image > 1 and not granted.sees.several):
+            raise AttackError(f"{payloads_per_image} payloads of each image, but the attacker sees {granted.sees}")
 
 
 class PreparedAttack(Generic[Found]):
@@ -370,10 +354,10 @@ class PreparedAttack(Generic[Found]):
         self.attack, self.attacker, self.seconds = attack, attacker, seconds
 
     def __call__(self, payload: Payload | Sequence[Payload]) -> Found:
-        """What the attack makes of a payload, or of several: row i of each is then of the same image (or person).
+        """The result for a payload, or for several: row i of each is then of the same image (or person).
 
-        Raises AttackError when the result is not whole or there are more or fewer payloads than the attack was prepared
-        for, PayloadError for the payload of another method.
+        Raises AttackError when the result is not complete or the number of payloads is not that which the attack was
+        prepared for, PayloadError for the payload of another method.
         """
         attacker, name = self.attacker, self.attack.name
         payloads = [payload] if isinstance(payload, Payload) else list(payload)
@@ -381,13 +365,14 @@ class PreparedAttack(Generic[Found]):
             attacker.schema.check(one.tensors)
             one.check_finite()
         lengths = {len(one) for one in payloads}
-        if len(payloads) != attacker.views or len(lengths) != 1:
+        if len(payloads) != attacker.payloads_per_image or len(lengths) != 1:
             raise AttackError(
-                f"{name}: {len(payloads)} payloads of {sorted(lengths)} rows; expected {attacker.views}, equally long"
+                f"{name}: {len(payloads)} payloads of {sorted(lengths)} rows; expected "
+                f"{attacker.payloads_per_image}, equally long"
             )
         started = time.perf_counter()
         try:
-            found = self.attack._find(attacker, Payload.concatenate(payloads)).checked(lengths.pop(), attacker)
+            found = self.attack.run(attacker, Payload.concatenate(payloads)).checked(lengths.pop(), attacker)
         except AttackError as error:
             raise AttackError(f"{name} on {attacker.target.name}: {error}") from error
         known = attacker.recogniser.sha256 if Has.RECOGNISER in attacker.threat.has & attacker.holds else ""
@@ -400,42 +385,6 @@ class PreparedAttack(Generic[Found]):
             budget=attacker.budget.name,
             seconds=self.seconds + time.perf_counter() - started,
         )
-
-
-class RecoveryAttack(Attack[Recovery]):
-    """An attack that gets images back."""
-
-    @abstractmethod
-    def recover(self, attacker: Attacker, payload: Payload) -> Recovery:
-        """Images from a payload; raises AttackError when the attack does not apply to the target."""
-
-    @final
-    def _find(self, attacker: Attacker, payload: Payload) -> Recovery:
-        return self.recover(attacker, payload)
-
-
-class LinkageAttack(Attack[Linkage]):
-    """An attack that finds whose face it is without a picture: embeddings that a public recogniser's can be put to."""
-
-    @abstractmethod
-    def link(self, attacker: Attacker, payload: Payload) -> Linkage:
-        """Embeddings from a payload; raises AttackError when the attack does not apply to the target."""
-
-    @final
-    def _find(self, attacker: Attacker, payload: Payload) -> Linkage:
-        return self.link(attacker, payload)
-
-
-class InferenceAttack(Attack[Inference]):
-    """An attack that reads a soft attribute off payloads."""
-
-    @abstractmethod
-    def infer(self, attacker: Attacker, payload: Payload) -> Inference:
-        """An attribute's class for each image; raises AttackError when the attack does not apply to the target."""
-
-    @final
-    def _find(self, attacker: Attacker, payload: Payload) -> Inference:
-        return self.infer(attacker, payload)
 
 
 _ATTACKS: Registry[type[Attack[Any]]] = Registry("attack", "ppfr.attacks", AttackError)
@@ -478,24 +427,13 @@ def create_attack(name: str, **options: Any) -> Attack[Any]:
 __all__ = [
     "Attack",
     "AttackOptions",
-    "Attacker",
-    "Budget",
     "Found",
-    "Has",
+    "Given",
     "Inference",
-    "InferenceAttack",
-    "Knows",
     "Linkage",
-    "LinkageAttack",
-    "Pairs",
     "PreparedAttack",
-    "Progress",
-    "PublicFaces",
     "Recovery",
-    "RecoveryAttack",
     "Result",
-    "Sees",
-    "ThreatModel",
     "attack_class",
     "attack_names",
     "create_attack",

@@ -1,10 +1,11 @@
-"""What an attacker sees, knows and has, as a type that is printed beside every figure."""
+"""Threat models: what an attacker sees, knows and has, printed beside every figure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ppfr.methods.common.info import MethodInfo
 from ppfr.util.errors import AttackError
 
 
@@ -16,9 +17,14 @@ class Sees(StrEnum):
     PAYLOADS_OF_PERSON = "several payloads of one person"
     TEMPLATES = "stored templates"
 
+    @property
+    def several(self) -> bool:
+        """Whether several payloads of each image or person are seen."""
+        return self in (Sees.PAYLOADS_OF_IMAGE, Sees.PAYLOADS_OF_PERSON)
+
 
 class Knows(StrEnum):
-    """How much of the system the attacker knows; each step includes those before it."""
+    """How much of the system the attacker knows; each level includes those before it."""
 
     NOTHING = "nothing"
     METHOD = "the method"
@@ -37,9 +43,10 @@ class Has(StrEnum):
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """What an attacker sees, knows and has; printed beside every figure an attack gives.
+    """What an attacker sees, knows and has; printed beside every figure of an attack.
 
-    `pairs` is how many payload/image pairs there are; it is positive exactly when `has` holds `Has.PAIRS`.
+    `pairs` is the number of payload/image pairs; it is positive exactly when `has` holds `Has.PAIRS`. Raises
+    AttackError otherwise.
     """
 
     sees: Sees = Sees.PAYLOAD
@@ -59,15 +66,10 @@ class ThreatModel:
         held = [f"{self.pairs} {item}" if item is Has.PAIRS else str(item) for item in Has if item in self.has]
         return f"sees {self.sees}; knows {self.knows}; has {' and '.join(held) or 'no data'}"
 
-    def covers(self, needed: ThreatModel) -> bool:
-        """Whether this attacker can run whatever `needed` describes."""
-        return not self.lacks(needed)
-
     def lacks(self, needed: ThreatModel) -> list[str]:
-        """What `needed` asks for and this attacker has not, in words; empty when covered."""
+        """The capabilities that `needed` requires and this attacker lacks, in words; empty if it lacks none."""
         missing = []
-        several = (Sees.PAYLOADS_OF_IMAGE, Sees.PAYLOADS_OF_PERSON)
-        if self.sees != needed.sees and not (needed.sees is Sees.PAYLOAD and self.sees in several):
+        if self.sees != needed.sees and not (needed.sees is Sees.PAYLOAD and self.sees.several):
             missing.append(f"sight of {needed.sees}")
         if not self.knows_of(needed.knows):
             missing.append(f"knowledge of {needed.knows}")
@@ -78,5 +80,25 @@ class ThreatModel:
 
     def knows_of(self, needed: Knows) -> bool:
         """Whether this attacker's knowledge includes `needed`."""
-        steps = list(Knows)
-        return steps.index(self.knows) >= steps.index(needed)
+        levels = list(Knows)
+        return levels.index(self.knows) >= levels.index(needed)
+
+
+def client_knowledge(target: MethodInfo) -> Knows:
+    """What an attacker must know to list a method's possible clients."""
+    return Knows.SECRETS if target.secrets else Knows.PARAMETERS
+
+
+def held(faces: object | None, recogniser: object | None, pairs: object | None) -> frozenset[Has]:
+    """Which of these an attacker was given."""
+    given = {Has.FACES: faces, Has.RECOGNISER: recogniser, Has.PAIRS: pairs}
+    return frozenset(item for item, thing in given.items() if thing is not None)
+
+
+def training_threat(
+    holds: frozenset[Has], knows: Knows = Knows.NOTHING, also: frozenset[Has] = frozenset()
+) -> ThreatModel:
+    """Threat model of an attack that learns from training pairs: pairs if it holds some, else faces and the client."""
+    if Has.PAIRS in holds:
+        return ThreatModel(Sees.PAYLOAD, knows, also | {Has.PAIRS}, pairs=1)
+    return ThreatModel(Sees.PAYLOAD, knows, also | {Has.FACES, Has.QUERIES})

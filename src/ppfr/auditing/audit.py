@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ppfr.attacks.attacker import PublicFaces
 from ppfr.attacks.base import Attack, Recovery, attack_class, attack_names, create_attack
+from ppfr.attacks.public_data import PublicFaces
 from ppfr.attacks.threat import Sees
 from ppfr.auditing.card import Audited, Card, Estimate, Faces, Network, Times, verdict, worst_finding
 from ppfr.auditing.evidence import Audit, Evidence

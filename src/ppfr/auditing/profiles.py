@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ppfr.attacks.attacker import BUDGETS, Budget
 from ppfr.attacks.base import Attack
+from ppfr.attacks.budget import BUDGETS, Budget
 from ppfr.util.errors import AttackError
 
 

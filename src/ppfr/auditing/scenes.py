@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ppfr.attacks.attacker import stored_templates
 from ppfr.attacks.metrics import Truth
+from ppfr.attacks.observation import stored_templates
 from ppfr.attacks.threat import Sees
 from ppfr.auditing.profiles import Profile
 from ppfr.data.faceset import FaceSet

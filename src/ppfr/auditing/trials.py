@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ppfr.attacks.attacker import PublicFaces, held
 from ppfr.attacks.base import Attack, PreparedAttack, Result
+from ppfr.attacks.learned.features import FeatureCache
 from ppfr.attacks.metrics import Figure, MetricContext
-from ppfr.attacks.threat import Sees, ThreatModel
+from ppfr.attacks.public_data import PublicFaces
+from ppfr.attacks.threat import Sees, ThreatModel, held
 from ppfr.auditing.card import (
     NO_JUDGE,
     Control,
@@ -73,6 +74,7 @@ class Trials:
     judge: Recogniser | None
     recogniser: Recogniser | None
     _controls: dict[bool, Method] = field(default_factory=dict)
+    _features: FeatureCache = field(default_factory=FeatureCache)
 
     def find(self, attack: Attack[Any]) -> tuple[Finding, Trial | None]:
         """Attack the method, and where a leak was measured the weakened target; None where the attack does not run."""
@@ -128,14 +130,14 @@ class Trials:
     def _run(self, attack: Attack[Any], target: Method, threat: ThreatModel, people: int | None, title: str) -> Trial:
         profile = self.scenes.profile
         scene = self.scenes.draw(threat.sees, people)
-        several = threat.sees in (Sees.PAYLOADS_OF_IMAGE, Sees.PAYLOADS_OF_PERSON)
         with progress_callback(f"{self.method.info.name}: {title.lower()}") as progress:
             prepared = attack.prepare(
                 target,
                 faces=self.faces,
                 recogniser=self.recogniser,
                 threat=threat,
-                views=profile.views if several else 1,
+                payloads_per_image=profile.views if threat.sees.several else 1,
+                cache=self._features,
                 budget=profile.budget,
                 seed=self.scenes.seed,
                 progress=progress,
@@ -149,7 +151,7 @@ class Trials:
 
 def _in_chunks(prepared: PreparedAttack[Any], target: Method, scene: Scene) -> Result:
     """Attack some rows after others, so that the payloads of all people need not be held at once."""
-    views, sees = prepared.attacker.views, prepared.attacker.threat.sees
+    views, sees = prepared.attacker.payloads_per_image, prepared.attacker.threat.sees
     size = max(1, _CHUNK // (views * max(1, target.schema.nbytes)))
     found = []
     for first in range(0, len(scene), size):

@@ -1,4 +1,4 @@
-"""Linear systems whose unknowns, the pixels of an image, act on near neighbours only: stencils and a direct solver."""
+"""Banded linear systems over the pixels of an image: stencils, block Cholesky factors and conjugate gradients."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def shifted(field: Tensor, dy: int, dx: int) -> Tensor:
 
 
 class LocalOperator:
-    """A linear map from planes (B,3,H,W) to channels (B,C,H,W) in which a channel sees only pixels within `reach`.
+    """A linear map from planes (B,3,H,W) to channels (B,C,H,W) whose values depend on pixels within `reach` only.
 
-    For each plane, `channels[p]` lists those that see it and `stencils[p]` (channels, (2 reach + 1)^2, H, W) holds the
-    weight of the pixel at each offset.
+    For each plane, `channels[p]` lists those that depend on it and `stencils[p]` (channels, (2 reach + 1)^2, H, W)
+    holds the weight of the pixel at each offset.
     """
 
     def __init__(self, reach: int, channels: list[Tensor], stencils: list[Tensor]) -> None:
@@ -46,7 +46,7 @@ class LocalOperator:
 
     @classmethod
     def probe(cls, forward: Callable[[Tensor], Tensor], like: Tensor) -> LocalOperator | None:
-        """Read the stencils off `forward`'s answers to grids of bright pixels; None if it is not local enough.
+        """Estimate the stencils from `forward`'s output for grids of bright pixels; None if it is not local enough.
 
         `forward` is linear, from planes (B,3,H,W) to channels (B,C,H,W); `like` (3,H,W) gives size, type and device.
         """
@@ -56,7 +56,7 @@ class LocalOperator:
         noise = torch.randn(like.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         tests = _BRIGHT * torch.diag_embed(noise.to(like).movedim(0, -1)).movedim((-2, -1), (0, 1))
         answers = forward(tests)
-        # a channel that answers a plane with rounding noise only does not see it
+        # a channel with rounding noise only does not depend on the plane
         energy = answers.square().mean((2, 3)).sqrt()
         seen = energy > 1e-5 * energy.amax(0)
         coupled = bool((seen.sum(0) > 1).any())
@@ -113,7 +113,7 @@ def _intersection(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _reach(forward: Callable[[Tensor], Tensor], like: Tensor) -> int | None:
-    """How far a pixel is seen, from single bright pixels in a few places; None beyond LARGEST_REACH."""
+    """The reach of a map, from single bright pixels in a few places; None beyond LARGEST_REACH."""
     _, height, width = like.shape
     places = [(y * height // 8, x * width // 8) for y, x in ((1, 2), (4, 4), (3, 6), (6, 5))]
     probes = like.new_zeros(len(places), 3, height, width)
@@ -135,7 +135,7 @@ def _reach(forward: Callable[[Tensor], Tensor], like: Tensor) -> int | None:
 def _plane_stencils(
     forward: Callable[[Tensor], Tensor], like: Tensor, plane: int, reach: int, channels: Tensor
 ) -> Tensor:
-    """(channels, (2 reach + 1)^2, H, W): what each channel takes from a plane's neighbouring pixels, by position."""
+    """(channels, (2 reach + 1)^2, H, W): the weights of a plane's neighbouring pixels in each channel, by position."""
     _, height, width = like.shape
     spacing = 2 * reach + 1
     probes = like.new_zeros(spacing * spacing, 3, height, width)
@@ -192,7 +192,7 @@ class LocalSystem:
         return result
 
     def equals(self, other: LocalSystem) -> bool:
-        """Whether two systems are the same but for rounding."""
+        """Whether two systems are the same up to rounding."""
         return self.entries.keys() == other.entries.keys() and all(
             torch.allclose(values, other.entries[key], rtol=1e-9, atol=1e-9 * float(values.abs().max()))
             for key, values in self.entries.items()
@@ -206,7 +206,7 @@ class LocalSystem:
 class Factor:
     """A Cholesky factorisation by blocks: the matrix is block tridiagonal in bands of `reach` image rows.
 
-    Planes that nothing couples are factored apart.
+    Planes that are not coupled are factored separately.
     """
 
     def __init__(self, system: LocalSystem) -> None:
@@ -269,7 +269,7 @@ class Factor:
             blocks[tuple(index.to(values.device) for index in place)] = values[inside.to(values.device)][kept]
         beyond = self._bands * self.band - height
         if beyond:
-            # the last band is filled up with unknowns that nothing touches
+            # the last band is filled up with unknowns that no entry couples
             padding = torch.arange((self.band - beyond) * width * len(group), count)
             blocks[0, -1, padding, padding] = 1
         yield from zip(*blocks, strict=True)

@@ -1,4 +1,4 @@
-"""What an attacker believes about faces before seeing a payload."""
+"""Face priors: mean, variance, edges and spectrum of faces, in YCbCr planes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppfr.attacks.attacker import Attacker
-from ppfr.attacks.threat import Has
 from ppfr.transforms.color import join_luma_chroma, split_luma_chroma
 
 _MOST_FACES = 256
@@ -16,15 +14,17 @@ _SAMPLES = 12
 _HALF_RANGE = 127.5
 # no spatial frequency is taken to vary by less than so many grey levels
 _LEAST_DEVIATION = 0.1
+# the Charbonnier threshold: edges below this share of a usual one are penalised by their squares
+_FLAT_EDGE = 0.1
 
 
 @dataclass(frozen=True)
 class FacePrior:
-    """A mean face, how far faces stray from it, and how steep their edges are; all in YCbCr grey levels (0..255).
+    """Mean face, standard deviation and mean edge of faces, in YCbCr planes of grey levels (0..255).
 
     `mean` (3,H,W) has Y in 0..255 and chroma around 0; `deviation` (3,) is the root mean square distance of a pixel
     from it, `gradient` (3,) the mean absolute difference of neighbouring pixels, and `samples` (n,3,H,W) are faces to
-    measure a client's typical output with.
+    estimate a client's typical output from.
     """
 
     mean: Tensor
@@ -33,9 +33,25 @@ class FacePrior:
     samples: Tensor
     description: str
 
+    def total_variation(self, planes: Tensor) -> Tensor:
+        """Charbonnier-smoothed total variation (B,) of planes (B,3,H,W), in units of the mean edge."""
+        usual = self.gradient.to(planes)[:, None, None]
+        rounded = [(edge.square() + (_FLAT_EDGE * usual).square()).sqrt() for edge in gradients(planes)]
+        return (rounded[0] / usual).sum((1, 2, 3)) + (rounded[1] / usual).sum((1, 2, 3))
+
+    def edge_weights(self, planes: Tensor) -> list[Tensor]:
+        """Weights of squared vertical and horizontal edges that give `total_variation` its derivative at `planes`."""
+        usual = self.gradient.to(planes)[:, None, None]
+        return [1 / (usual * (edge.square() + (_FLAT_EDGE * usual).square()).sqrt()) for edge in gradients(planes)]
+
+
+def face_prior(faces: Tensor | None, size: tuple[int, int], device: torch.device) -> FacePrior:
+    """`faces_prior` of public faces, or `smooth_prior` without any (None)."""
+    return smooth_prior(size, device) if faces is None else faces_prior(faces)
+
 
 def faces_prior(faces: Tensor) -> FacePrior:
-    """Measure a prior on public faces (n,3,H,W) RGB in [-1,1]; at most 256 of them, evenly spaced, are used."""
+    """Estimate a prior from public faces (n,3,H,W) RGB in [-1,1]; at most 256 of them, evenly spaced, are used."""
     step = -(-len(faces) // _MOST_FACES)
     planes = to_planes(faces[::step].double())
     mean = planes.mean(0)
@@ -48,15 +64,8 @@ def faces_prior(faces: Tensor) -> FacePrior:
     )
 
 
-def public_prior(attacker: Attacker) -> FacePrior:
-    """A prior measured on the attacker's public faces, or one without data where there are none."""
-    if Has.FACES in attacker.holds:
-        return faces_prior(attacker.faces.images.to(attacker.device))
-    return smooth_prior(attacker.input_size, attacker.device)
-
-
 def smooth_prior(size: tuple[int, int], device: torch.device) -> FacePrior:
-    """A prior without data: mid-grey, and the spread and edges of ordinary photographs.
+    """A prior without data: mid-grey, and the variance and edges of ordinary photographs.
 
     The samples are random fields whose amplitude falls with the inverse of spatial frequency, as that of natural
     images does (Field, JOSA A 1987), from a fixed seed.
@@ -79,11 +88,11 @@ def smooth_prior(size: tuple[int, int], device: torch.device) -> FacePrior:
 
 
 class SpectralFaces:
-    """Faces as a Gaussian whose deviation depends on spatial frequency alone, and whiteners to descend in.
+    """A Gaussian prior of faces with an isotropic power spectrum, in whitened coefficients.
 
-    A face is mean + F^-1(deviation(f) * z(f)): z is of unit variance, whatever the frequency, so that steps of equal
-    size are right for skin and for hairs. The deviations are root mean squares over rings of equal frequency of what a
-    prior's samples add to its mean.
+    A face is mean + F^-1(deviation(f) * z(f)) with z of unit variance at every frequency, so that one step size suits
+    coarse and fine structure. The deviations are root mean squares over rings of equal frequency, of a prior's samples
+    less its mean.
     """
 
     def __init__(self, prior: FacePrior) -> None:
@@ -98,7 +107,7 @@ class SpectralFaces:
         self.deviation = deviation.to(self.mean)
 
     def start(self, count: int) -> Tensor:
-        """What stands for the mean face: zeros (count,3,H,W//2+1,2)."""
+        """Coefficients of the mean face: zeros (count,3,H,W//2+1,2)."""
         return self.mean.new_zeros((count, *self.deviation.shape, 2))
 
     def planes(self, white: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Faces from clients that are not linear: Gauss-Newton on what a payload tells, through the client's Jacobian."""
+"""Gauss-Newton with Levenberg-Marquardt damping: MAP estimates of images through a differentiable client's Jacobian."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ppfr.attacks.inverse.banded_solver import Factor, LocalSystem, conjugate_gradients
 from ppfr.attacks.inverse.face_prior import FacePrior, clamp_planes, divergence, gradients
-from ppfr.attacks.inverse.least_squares import PIXEL_SHARE, RANGE_TIE, channel_noise
-from ppfr.attacks.inverse.linear_operator import Survey, as_channels, send
+from ppfr.attacks.inverse.least_squares import RANGE_TIE, channel_noise, pixel_weights
+from ppfr.attacks.inverse.linear_operator import Survey, send, send_channels
 from ppfr.attacks.inverse.observations import Observed
 from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.util.errors import AttackError
@@ -21,8 +21,6 @@ _CHUNK = 4
 _FIRST_NOISE, _NOISE_FALL = 0.3, 0.4
 # a step is shortened by a stiffness of this share of the client's own, more after a step that failed
 _FIRST_DAMPING, _DAMPING_RISE, _DAMPING_FALL = 0.01, 10.0, 0.3
-# edges below this share of a usual one are all alike
-_FLAT_EDGE = 0.1
 _TOLERANCE = 1e-3
 
 
@@ -52,7 +50,7 @@ def require_gradients(method: str, hypothesis: Hypothesis, prior: FacePrior, nam
 
 
 class Linearised:
-    """A client around some images: what it sends there, and its Jacobian as a pair of functions.
+    """The linearisation of a client at some images: its output there, and products with its Jacobian J.
 
     Both products come from one recorded pass: J^T w by automatic differentiation, J v by differentiating J^T w, which
     is linear in w, once more.
@@ -61,8 +59,7 @@ class Linearised:
     def __init__(self, hypothesis: Hypothesis, names: Sequence[str], planes: Tensor) -> None:
         with torch.enable_grad():
             self._planes = planes.clone().requires_grad_()
-            sent = send(hypothesis, self._planes)
-            self._answers = [as_channels(sent[name]).double() for name in names]
+            self._answers = send_channels(hypothesis, names, self._planes)
             self._probes = [torch.zeros_like(answer, requires_grad=True) for answer in self._answers]
             (self._pulled,) = torch.autograd.grad(self._answers, self._planes, self._probes, create_graph=True)
         self.channels = [answer.detach() for answer in self._answers]
@@ -78,12 +75,13 @@ class Linearised:
 
 
 class GaussNewton:
-    """The most probable images for some payloads under one hypothesis about the client.
+    """MAP estimates of the images behind some payloads, under one hypothesis about the client.
 
-    Minimises the same sum as linear inversion, but for edges that are rounded off near zero. Each step solves the
-    client's linearisation by conjugate gradients (Levenberg 1944, Marquardt 1963), with total variation as reweighted
-    squares (Vogel and Oman, SIAM J. Sci. Comput. 1996). The assumed noise begins at 30 % of each channel's usual
-    strength and falls step by step, so that coarse structure settles before fine. `names` are the tensors to use.
+    Minimises the objective of linear inversion with Charbonnier-smoothed total variation. Each step solves the damped
+    normal equations of the linearised client by conjugate gradients (Levenberg 1944, Marquardt 1963), with total
+    variation as iteratively reweighted squares (Vogel and Oman, SIAM J. Sci. Comput. 1996). The assumed noise begins at
+    30 % of each channel's usual strength and falls step by step, so that coarse structure converges before fine.
+    `names` are the tensors to use.
     """
 
     def __init__(
@@ -103,13 +101,14 @@ class GaussNewton:
     def solve(
         self, observed: Observed, start: Tensor, progress: Callable[[int], None] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Planes (B,3,H,W) of all images observed, from `start`, and their misfit (B,) as `Recovery` has it."""
+        """Planes (B,3,H,W) of all observed images, from `start`, and their misfit (B,) as defined by `Recovery`."""
         planes, misfits = [], []
         for first in range(0, len(observed), _CHUNK):
             chunk = slice(first, first + _CHUNK)
             seen = [observed.channels(name, chunk).double() for name in self._names]
-            shows = [observed.noise(name, chunk, spread=True) for name in self._names]
-            noise = [channel_noise(self._found, name, 0.0, one) for name, one in zip(self._names, shows, strict=True)]
+            noise = [
+                channel_noise(self._found, name, 0.0, observed.noise(name, chunk, spread=True)) for name in self._names
+            ]
             part = self._descend(seen, noise, start[chunk])
             planes.append(clamp_planes(part))
             misfits.append(self._misfit(seen, noise, planes[-1]))
@@ -125,8 +124,8 @@ class GaussNewton:
             residual = [one - two for one, two in zip(observed, client.channels, strict=True)]
             before = self._cost(residual, weights, planes)
             trial = planes + self._step(client, residual, weights, planes, damping)
-            sent = self._send(trial)
-            after = self._cost([one - two for one, two in zip(observed, sent, strict=True)], weights, trial)
+            residual = [one - two for one, two in zip(observed, self._send(trial), strict=True)]
+            after = self._cost(residual, weights, trial)
             better = (after < before)[:, None, None, None]
             planes = torch.where(better, trial, planes)
             damping = torch.where(better, damping * _DAMPING_FALL, damping * _DAMPING_RISE)
@@ -136,8 +135,8 @@ class GaussNewton:
         self, client: Linearised, residual: list[Tensor], weights: list[Tensor], planes: Tensor, damping: Tensor
     ) -> Tensor:
         prior = self._prior
-        mean_weight = (PIXEL_SHARE / prior.deviation.square())[:, None, None]
-        edge_weights = [self._edge_weight(edge) for edge in gradients(planes)]
+        mean_weight = pixel_weights(prior)[:, None, None]
+        edge_weights = prior.edge_weights(planes)
         pull = mean_weight * (prior.mean - planes) + RANGE_TIE * (clamp_planes(planes) - planes)
         pull -= divergence(*[w * edge for w, edge in zip(edge_weights, gradients(planes), strict=True)])
         right = client.adjoint([w * part for w, part in zip(weights, residual, strict=True)]) + pull
@@ -162,12 +161,8 @@ class GaussNewton:
             for name, variance in zip(self._names, quantised, strict=True)
         ]
 
-    def _edge_weight(self, edge: Tensor) -> Tensor:
-        usual = self._prior.gradient[:, None, None]
-        return 1 / (usual * (edge.square() + (_FLAT_EDGE * usual).square()).sqrt())
-
     def _stiffness(self, client: Linearised, weights: list[Tensor], planes: Tensor) -> Tensor:
-        """Mean diagonal (3,) of J^T W J, by one random sign for each pixel (Hutchinson 1990)."""
+        """Mean diagonal (3,) of J^T W J, estimated with one random sign for each pixel (Hutchinson 1990)."""
         coin = torch.randint(0, 2, planes.shape, generator=torch.Generator().manual_seed(0))
         signs = (2 * coin - 1).to(planes)
         sent = client.forward(signs)
@@ -179,23 +174,17 @@ class GaussNewton:
         system = LocalSystem(prior.mean, 1)
         for plane in range(3):
             usual = float(prior.gradient[plane])
-            tie = PIXEL_SHARE / float(prior.deviation[plane]) ** 2 + RANGE_TIE
-            system.add(plane, plane, (0, 0), tie + float(stiffness[plane]))
+            system.add(plane, plane, (0, 0), float(pixel_weights(prior)[plane] + RANGE_TIE + stiffness[plane]))
             system.add_smoothness(plane, 1 / usual**2)
         return system.factor()
 
     def _cost(self, residual: list[Tensor], weights: list[Tensor], planes: Tensor) -> Tensor:
-        """What is minimised, for each row (B,)."""
+        """The objective for each row (B,)."""
         prior = self._prior
         cost = sum((w * part.square()).sum((1, 2)) for w, part in zip(weights, residual, strict=True)) / 2
-        tie = (PIXEL_SHARE / prior.deviation.square())[:, None, None] * (planes - prior.mean).square()
+        tie = pixel_weights(prior)[:, None, None] * (planes - prior.mean).square()
         out = RANGE_TIE * (planes - clamp_planes(planes)).square()
-        usual = prior.gradient[:, None, None]
-        edges = sum(
-            ((edge.square() + (_FLAT_EDGE * usual).square()).sqrt() / usual).sum((1, 2, 3))
-            for edge in gradients(planes)
-        )
-        return cost + (tie + out).sum((1, 2, 3)) / 2 + edges
+        return cost + (tie + out).sum((1, 2, 3)) / 2 + prior.total_variation(planes)
 
     def _misfit(self, observed: list[Tensor], quantised: list[Tensor], planes: Tensor) -> Tensor:
         weights = self._weights(quantised, self._precision)
@@ -207,5 +196,4 @@ class GaussNewton:
 
     @torch.no_grad()
     def _send(self, planes: Tensor) -> list[Tensor]:
-        sent = send(self._hypothesis, planes)
-        return [as_channels(sent[name]).double() for name in self._names]
+        return send_channels(self._hypothesis, self._names, planes)

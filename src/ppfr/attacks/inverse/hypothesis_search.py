@@ -1,17 +1,17 @@
-"""Which hypothesis about the client holds for each payload, and the images that then explain all payloads best."""
+"""Joint estimation of images and of the hypothesis about the client that holds for each payload."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ppfr.attacks.attacker import Progress
+from ppfr.attacks.budget import Progress
 from ppfr.attacks.inverse.face_prior import FacePrior, to_images, to_planes
 from ppfr.attacks.inverse.gauss_newton import GaussNewton
-from ppfr.attacks.inverse.least_squares import Equations, Solver
+from ppfr.attacks.inverse.least_squares import NormalEquations, Solver
 from ppfr.attacks.inverse.linear_operator import AffineClient, Survey, as_channels, log_energy
 from ppfr.attacks.inverse.observations import Observed, joined_hypothesis, joined_names, joined_survey
 from ppfr.methods.common.audit_hooks import Hypothesis
@@ -25,8 +25,8 @@ _DOUBTFUL = 5.0
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How hard to try: see `LinearInversionOptions`."""
+class SolverSettings:
+    """Assumed noise and numbers of iterations: see `LinearInversionOptions`."""
 
     precision: float
     iterations: int
@@ -35,9 +35,9 @@ class Effort:
 
 
 def screen(surveys: Sequence[Survey], names: Sequence[str], tensors: Mapping[str, Tensor]) -> Tensor:
-    """How implausible each hypothesis (H) is for each row (B,H), by the energies of the channels.
+    """Squared distance (B,H) of the channel energies of each row from those expected under each hypothesis.
 
-    Each channel's energy relative to the others is compared with what typical faces give under the hypothesis.
+    Each channel's energy relative to the others is compared with that of typical faces, in standard deviations.
     """
     count = len(next(iter(tensors.values())))
     scores = torch.zeros(count, len(surveys), dtype=torch.float64)
@@ -52,12 +52,44 @@ def screen(surveys: Sequence[Survey], names: Sequence[str], tensors: Mapping[str
     return scores
 
 
-class Search:
-    """Explains payloads, `views` of each image, by hypotheses and images.
+class _Assignment:
+    """The hypothesis `of` each payload, by row; `per_image` payloads of each of `count` images are solved jointly.
 
-    Row `view * images + image` of `tensors` is of that image. Each row is taken for what its energies say it is, and
-    all rows of an image are solved for together; where that does not explain them, every hypothesis is tried on each
-    row alone.
+    Row `i * count + image` of `tensors` is the i-th payload of that image.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], per_image: int) -> None:
+        self.tensors, self.per_image = tensors, per_image
+        self.of = [0] * len(next(iter(tensors.values())))
+        self.count = len(self.of) // per_image
+
+    def rows(self, image: int) -> range:
+        """The payloads of an image."""
+        return range(image, len(self.of), self.count)
+
+    def grouped(self, images: Sequence[int]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+        """The hypotheses of an image's payloads, in order, with the images that share them."""
+        combinations = {image: tuple(sorted(self.of[row] for row in self.rows(image))) for image in images}
+        for combination in sorted(set(combinations.values())):
+            yield combination, [image for image in images if combinations[image] == combination]
+
+    def join(self, combination: Sequence[int], images: Sequence[int]) -> tuple[list[int], Observed]:
+        """The distinct hypotheses of a combination, and the payloads of images for which it holds."""
+        parts = sorted(set(combination))
+        members = []
+        for image in images:
+            rows = sorted(self.rows(image), key=lambda row: self.of[row])
+            pairs = list(zip(rows, combination, strict=True))
+            members.append([[row for row, index in pairs if index == part] for part in parts])
+        return parts, Observed(self.tensors, members)
+
+
+class HypothesisSearch:
+    """Finds the hypothesis about the client that holds for each payload, and the images behind the payloads.
+
+    Each payload is assigned the hypothesis that its channel energies favour, and all payloads of an image are solved
+    jointly; where the residual is too large, every hypothesis is tried on each payload alone. `images` (B,3,H,W) in
+    [0,1] and `misfit` (B,) hold the estimates.
     """
 
     def __init__(
@@ -66,46 +98,45 @@ class Search:
         surveys: Sequence[Survey],
         prior: FacePrior,
         tensors: Mapping[str, Tensor],
-        views: int,
-        effort: Effort,
+        per_image: int,
+        settings: SolverSettings,
         progress: Progress,
     ) -> None:
         self._hypotheses, self._surveys, self._prior = hypotheses, surveys, prior
-        self._tensors, self._views, self._effort, self._progress = tensors, views, effort, progress
-        rows = len(next(iter(tensors.values())))
-        self._count = rows // views
+        self._settings, self._progress = settings, progress
+        self._assigned = _Assignment(tensors, per_image)
         self._done, self._quiet = 0, False
-        self._kept = [0] * rows
-        self.images = _as_images(prior.mean).expand(self._count, -1, -1, -1).clone()
-        self.misfit = prior.mean.new_full((self._count,), float("inf"), dtype=torch.float32)
+        self.images = _as_images(prior.mean).expand(self._assigned.count, -1, -1, -1).clone()
+        self.misfit = prior.mean.new_full((self._assigned.count,), float("inf"), dtype=torch.float32)
 
     def names(self) -> tuple[str, ...]:
-        """The hypothesis kept for each image, or the different ones of its payloads."""
-        kept = [sorted({self._kept[row] for row in self._rows(image)}) for image in range(self._count)]
+        """The names of the hypotheses assigned to the payloads of each image."""
+        kept = [sorted({self._assigned.of[row] for row in self._assigned.rows(i)}) for i in range(self._assigned.count)]
         return tuple(" + ".join(self._hypotheses[index].name for index in indices) for indices in kept)
 
     def solve(self, names: Sequence[str], *, quietly: bool = False) -> None:
-        """Fill `images` and `misfit` from the tensors in `names`, which are affine in the image."""
+        """Estimate `images` and `misfit` from the tensors in `names`, which are affine in the image."""
         self._quiet = quietly
-        self._kept = [int(index) for index in screen(self._surveys, names, self._tensors).argmin(1)]
-        doubtful = self._solve_groups(range(self._count), names, limit=_DOUBTFUL)
+        self._assigned.of = [int(index) for index in screen(self._surveys, names, self._assigned.tensors).argmin(1)]
+        doubtful = self._solve_groups(range(self._assigned.count), names, limit=_DOUBTFUL)
         if doubtful:
-            self._try_all(names, [row for image in doubtful for row in self._rows(image)])
+            self._try_all(names, [row for image in doubtful for row in self._assigned.rows(image)])
             self._solve_groups(doubtful, names, limit=float("inf"), adapt=True)
 
     def refine(self, names: Sequence[str], *, try_all: bool) -> None:
-        """Descend from `images` on more tensors, those that are not affine among them, through the Jacobian.
+        """Continue from `images` by Gauss-Newton on more tensors, including those that are not affine.
 
         With `try_all` every hypothesis is tried for every payload and the one with the least misfit kept.
         """
-        if try_all and len(self._hypotheses) > 1 and self._views > 1:
-            self._tell_apart(names)
+        assigned = self._assigned
+        if try_all and len(self._hypotheses) > 1 and assigned.per_image > 1:
+            self._assign_separately(names)
             try_all = False
-        images = range(self._count)
+        images = range(assigned.count)
         tries = (
-            [((index,) * self._views, list(images)) for index in range(len(self._hypotheses))]
+            [((index,) * assigned.per_image, list(images)) for index in range(len(self._hypotheses))]
             if try_all
-            else list(self._grouped(images))
+            else list(assigned.grouped(images))
         )
         start = to_planes(self.images.double() * 2 - 1)
         self.misfit.fill_(float("inf"))
@@ -116,55 +147,34 @@ class Search:
             done += count
             self._progress(done, total)
 
-        for kinds, group in tries:
-            parts, observed = self._join(kinds, group)
-            descent = GaussNewton(
+        for combination, group in tries:
+            parts, observed = assigned.join(combination, group)
+            solver = GaussNewton(
                 joined_hypothesis([self._hypotheses[index] for index in parts]),
                 joined_names(names, len(parts)),
                 joined_survey([self._surveys[index] for index in parts]),
                 self._prior,
-                steps=self._effort.newton,
-                iterations=self._effort.iterations,
-                precision=self._effort.precision,
+                steps=self._settings.newton,
+                iterations=self._settings.iterations,
+                precision=self._settings.precision,
             )
-            planes, misfit = descent.solve(observed, start[group], advance)
+            planes, misfit = solver.solve(observed, start[group], advance)
             better = (misfit < self.misfit[group]).tolist()
             places = [image for image, kept in zip(group, better, strict=True) if kept]
             self.images[places] = _as_images(planes[better])
             self.misfit[places] = misfit[better].float()
             if try_all:
                 for image in places:
-                    self._kept[image] = kinds[0]
+                    assigned.of[image] = combination[0]
 
-    # --- rows and groups ----------------------------------------------------------------------------------------
-    def _rows(self, image: int) -> range:
-        """The payloads of an image."""
-        return range(image, self._count * self._views, self._count)
-
-    def _grouped(self, images: Sequence[int]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
-        """The hypotheses that hold for the payloads of an image, in order, with the images that have the same."""
-        kinds = {image: tuple(sorted(self._kept[row] for row in self._rows(image))) for image in images}
-        for key in sorted(set(kinds.values())):
-            yield key, [image for image in images if kinds[image] == key]
-
-    def _join(self, kinds: Sequence[int], images: Sequence[int]) -> tuple[list[int], Observed]:
-        """The different hypotheses among `kinds`, and the payloads of images of which each of them holds for some."""
-        parts = sorted(set(kinds))
-        members = []
-        for image in images:
-            rows = sorted(self._rows(image), key=lambda row: self._kept[row])
-            members.append([[row for row, kind in zip(rows, kinds, strict=True) if kind == part] for part in parts])
-        return parts, Observed(self._tensors, members)
-
-    # --- linear -------------------------------------------------------------------------------------------------
     def _solve_groups(
         self, images: Sequence[int], names: Sequence[str], *, limit: float, adapt: bool = False
     ) -> list[int]:
-        """Solve images under the hypotheses kept; returns those whose residual is beyond `limit` noises."""
+        """Solve images under the assigned hypotheses; returns those whose residual exceeds `limit` times the noise."""
         refused: list[int] = []
         pool: _Pool | None = None
-        for kinds, group in self._grouped(images):
-            parts, observed = self._join(kinds, group)
+        for combination, group in self._assigned.grouped(images):
+            parts, observed = self._assigned.join(combination, group)
             equations = self._equations(parts, observed, names, adapt, None if pool is None else pool.solver)
             if pool is not None and equations.solver is not pool.solver:
                 self._finish(pool)
@@ -176,32 +186,39 @@ class Search:
                 continue
             self.misfit[places] = equations.misfit[kept].float()
             pool = pool or _Pool(equations.solver)
-            pool.add(places, equations.right[kept], equations.start[kept])
+            pool.places += places
+            pool.rights.append(equations.right[kept])
+            pool.starts.append(equations.start[kept])
         if pool is not None:
             self._finish(pool)
         return refused
 
     def _try_all(self, names: Sequence[str], rows: Sequence[int]) -> None:
-        """Keep the hypothesis that explains each row best, the row taken alone."""
+        """Assign to each payload, taken alone, the hypothesis with the least misfit."""
         if len(self._hypotheses) == 1:
             return
-        alone = Observed.single(self._tensors, rows)
+        alone = Observed.single(self._assigned.tensors, rows)
         misfits = [self._equations([index], alone, names, False, None).misfit for index in range(len(self._hypotheses))]
         for row, best in zip(rows, torch.stack(misfits).argmin(0).tolist(), strict=True):
-            self._kept[row] = best
+            self._assigned.of[row] = best
 
     def _equations(
-        self, parts: Sequence[int], observed: Observed, names: Sequence[str], adapt: bool, known: Solver | None
-    ) -> Equations:
+        self,
+        parts: Sequence[int],
+        observed: Observed,
+        names: Sequence[str],
+        adapt: bool,
+        known: Solver | None,
+    ) -> NormalEquations:
         hypothesis = joined_hypothesis([self._hypotheses[index] for index in parts])
-        return Equations(
+        return NormalEquations(
             AffineClient(hypothesis, joined_names(names, len(parts)), self._prior.mean),
             joined_survey([self._surveys[index] for index in parts]),
             observed,
             self._prior,
-            precision=self._effort.precision,
-            iterations=self._effort.iterations,
-            # payloads taken for those of another hypothesis differ, too: that is no noise
+            precision=self._settings.precision,
+            iterations=self._settings.iterations,
+            # payloads that were assigned the wrong hypothesis differ, too, which is no noise
             spread=adapt or len(self._hypotheses) == 1,
             adapt=adapt,
             known=known,
@@ -211,36 +228,31 @@ class Search:
         rights, starts = torch.cat(pool.rights), torch.cat(pool.starts)
         for part in torch.split(torch.arange(len(rights)), _PLANE_ROWS):
             places = [pool.places[position] for position in part.tolist()]
-            planes = pool.solver.sharpen(rights[part], starts[part], self._effort.steps)
+            planes = pool.solver.sharpen(rights[part], starts[part], self._settings.steps)
             self.images[places] = _as_images(planes)
             self._done += len(places)
             if not self._quiet:
-                self._progress(self._done, self._count)
+                self._progress(self._done, self._assigned.count)
 
-    # --- not linear ---------------------------------------------------------------------------------------------
-    def _tell_apart(self, names: Sequence[str]) -> None:
-        """Find the hypothesis of each payload alone, and start from the mean of what they give of an image."""
-        alone = Search(
-            self._hypotheses, self._surveys, self._prior, self._tensors, 1, self._effort, lambda done, total: None
+    def _assign_separately(self, names: Sequence[str]) -> None:
+        """Assign a hypothesis to each payload alone, and start from the mean of an image's separate estimates."""
+        tensors = self._assigned.tensors
+        alone = HypothesisSearch(
+            self._hypotheses, self._surveys, self._prior, tensors, 1, self._settings, lambda done, total: None
         )
         alone.refine(names, try_all=True)
-        self._kept = alone._kept
-        self.images = alone.images.view(self._views, *self.images.shape).mean(0)
+        self._assigned.of = alone._assigned.of
+        self.images = alone.images.view(self._assigned.per_image, *self.images.shape).mean(0)
 
 
+@dataclass
 class _Pool:
     """Images that share a solver, so that its factors are read once for all of them."""
 
-    def __init__(self, solver: Solver) -> None:
-        self.solver = solver
-        self.places: list[int] = []
-        self.rights: list[Tensor] = []
-        self.starts: list[Tensor] = []
-
-    def add(self, places: Sequence[int], rights: Tensor, starts: Tensor) -> None:
-        self.places += places
-        self.rights.append(rights)
-        self.starts.append(starts)
+    solver: Solver
+    places: list[int] = field(default_factory=list)
+    rights: list[Tensor] = field(default_factory=list)
+    starts: list[Tensor] = field(default_factory=list)
 
 
 def _as_images(planes: Tensor) -> Tensor:

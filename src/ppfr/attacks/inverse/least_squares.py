@@ -1,4 +1,4 @@
-"""What payloads say of their images under one hypothesis, joined with what is known of faces, and the solution."""
+"""Regularised normal equations of affine clients, and their solution with total variation and range constraints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ppfr.attacks.inverse.observations import Observed
 
 # rows whose channels are held in float64 at once
 _CHUNK = 8
-# neighbouring pixels tell much the same: ten count as one observation of the mean face
+# neighbouring pixels are correlated: ten count as one observation of the mean face
 PIXEL_SHARE = 0.1
 # stiffness, per squared grey level, of the tie between an image and its copy inside the valid range
 RANGE_TIE = 2e-3
@@ -28,15 +28,20 @@ _ADAPTATIONS, _FIRST_NOISE = 3, 0.1
 
 
 class Solver:
-    """Solves the normal equations of least squares with quadratic regularisation, for one weighted client.
+    """Solves regularised normal equations A^T W A + R for one client A and its channels' inverse variances W.
 
-    Where every channel looks at near neighbours only, as after a block DCT, solutions are direct; elsewhere they take
-    at most `iterations` of preconditioned conjugate gradients. `known` is reused where its matrix is the same, as it is
+    Where every channel depends on near neighbours only, as after a block DCT, by a banded Cholesky factorisation; else
+    by at most `iterations` of preconditioned conjugate gradients. `known` is reused where its matrix is the same, as
     for clients that differ in the order of their channels.
     """
 
     def __init__(
-        self, client: AffineClient, weights: list[Tensor], prior: FacePrior, iterations: int, known: Solver | None
+        self,
+        client: AffineClient,
+        weights: list[Tensor],
+        prior: FacePrior,
+        iterations: int,
+        known: Solver | None,
     ) -> None:
         self.prior = prior
         self.edge_steps = _EDGE_STEP * prior.gradient
@@ -72,7 +77,7 @@ class Solver:
         )
 
     def sharpen(self, right: Tensor, start: Tensor, steps: int) -> Tensor:
-        """Planes (B,3,H,W) with total variation in place of quadratic edges, and within the valid range.
+        """Planes (B,3,H,W) with total variation in place of squared edges, and within the valid range.
 
         `right` are the right-hand sides and `start` their solutions. Edges and range are split from the least squares
         by over-relaxed ADMM (Boyd et al., 2011, sections 3.4.3 and 6.4.1): each step solves the equations with the
@@ -101,7 +106,7 @@ class Solver:
         return clamp_planes(mean + difference)
 
     def _probe(self) -> LocalOperator | None:
-        """The client as stencils over one stack of channels, or None if it is not local."""
+        """The client as a local operator over one stack of channels, or None if it is not local."""
         size = self.prior.mean.shape[1:]
         if any(constant.shape[2] != size.numel() for constant in self._client.constant):
             return None
@@ -111,7 +116,7 @@ class Solver:
         )
 
     def _approximation(self) -> LocalSystem:
-        """The whole matrix where the client is local; else the regularisation and the client's mean stiffness."""
+        """The exact matrix where the client is local; else the regularisation and the mean diagonal of A^T W A."""
         if self._operator is not None:
             return self._regularise(self._operator.gram(torch.cat(self._weights)))
         coin = torch.randint(0, 2, self.prior.mean.shape, generator=torch.Generator().manual_seed(0))
@@ -126,20 +131,19 @@ class Solver:
 
     def _regularise(self, system: LocalSystem) -> LocalSystem:
         for plane in range(3):
-            spread = float(self.prior.deviation[plane])
-            system.add(plane, plane, (0, 0), PIXEL_SHARE / spread**2 + RANGE_TIE)
+            system.add(plane, plane, (0, 0), float(pixel_weights(self.prior)[plane]) + RANGE_TIE)
             system.add_smoothness(plane, float(self.edge_stiffness[plane]))
         return system
 
 
-class Equations:
-    """What payloads say of their images under one hypothesis; unknown is the difference from the mean face.
+class NormalEquations:
+    """Regularised normal equations for some payloads under one hypothesis, in the difference from the mean face.
 
-    `right` (B,3,H,W) are the right-hand sides of the normal equations and `start` their solutions; `misfit` (B,) is
-    the residual as a fraction of the payload's difference from the mean face's, and `noise_ratio` (B,) the residual
-    over the assumed noise: `precision` of each channel's usual strength, plus what shows in the payloads themselves
-    (`Observed.noise`, of which `spread` is an option). With `adapt` the assumed noise is raised to what the residuals
-    show. `known` is a solver to reuse where its matrix is the same.
+    `right` (B,3,H,W) are the right-hand sides and `start` their solutions; `misfit` (B,) is the residual as a fraction
+    of the payload's difference from the mean face's, and `noise_ratio` (B,) the residual over the assumed noise:
+    `precision` of each channel's usual strength, plus the noise estimated from the payloads (`Observed.noise`, with its
+    option `spread`). With `adapt` the assumed noise is raised to that of the residuals. `known` is a solver to reuse
+    where its matrix is the same.
     """
 
     def __init__(
@@ -156,12 +160,11 @@ class Equations:
         known: Solver | None = None,
     ) -> None:
         self._client, self._found, self._observed = client, found, observed
-        shows = [observed.noise(name, spread=spread) for name in client.names]
-        assumed = [channel_noise(found, name, precision, seen) for name, seen in zip(client.names, shows, strict=True)]
+        assumed = [channel_noise(found, name, precision, observed.noise(name, spread=spread)) for name in client.names]
         if not adapt:
             self._fit(assumed, prior, iterations, known)
             return
-        # from equal noise on all channels: the strong ones then say how much of it the weak ones carry
+        # from equal noise on all channels: the strong ones then determine the noise of the weak ones
         strongest = max(float(found.scale[name].max()) for name in client.names)
         residuals = [torch.full_like(variance, (_FIRST_NOISE * strongest) ** 2)[None] for variance in assumed]
         for _ in range(_ADAPTATIONS):
@@ -190,7 +193,7 @@ class Equations:
         return (slice(first, first + _CHUNK) for first in range(0, len(self._observed), _CHUNK))
 
     def _difference(self, chunk: slice) -> list[Tensor]:
-        """What some payloads add to the mean face's."""
+        """Payloads less that of the mean face, as channels (B,C,N) by tensor."""
         return [self._observed.channels(name, chunk) - self._found.average[name] for name in self._client.names]
 
     def _energies(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -205,13 +208,18 @@ class Equations:
         return _joined(left), _joined(whole)
 
 
-def channel_noise(found: Survey, name: str, precision: float, seen: Tensor) -> Tensor:
-    """Variance (C,) of the noise on each channel of a tensor; infinite for channels that never change.
+def pixel_weights(prior: FacePrior) -> Tensor:
+    """Weights (3,) of a pixel's squared distance from the mean face, by plane."""
+    return PIXEL_SHARE / prior.deviation.square()
 
-    `precision` is its share of a channel's usual strength; `seen` (C,) is noise that shows and comes on top.
+
+def channel_noise(found: Survey, name: str, precision: float, estimated: Tensor) -> Tensor:
+    """Variance (C,) of the noise on each channel of a tensor; infinite for constant channels.
+
+    It is the square of `precision` times a channel's usual strength, plus the variance `estimated` (C,) from payloads.
     """
     scale = found.scale[name]
-    noise = (precision * scale).square() + seen
+    noise = (precision * scale).square() + estimated
     return torch.where(scale > 0, noise, torch.full_like(noise, float("inf")))
 
 

@@ -1,4 +1,4 @@
-"""A client under one hypothesis as an affine map of the image, and a check that it is one."""
+"""Forward operators: a client under one hypothesis as an affine map of the image, and a test of whether it is one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ppfr.methods.common.audit_hooks import Hypothesis
 
 # images and channels held in float64 at once
 _CHUNK, _CHANNELS = 8, 32
-# channels that vary by less than this share of the strongest one's variation do not vary
+# channels that vary by less than this share of the strongest one's variation count as constant
 _DEAD = 1e-9
 _MIX = 0.3
 # float32 rounding leaves an affine client within 1e-5 of affine, relative to its channels' variation
@@ -21,9 +21,9 @@ AFFINE_TOLERANCE = 1e-3
 
 
 def send(hypothesis: Hypothesis, planes: Tensor) -> dict[str, Tensor]:
-    """What the client sends of planes (B,3,H,W), YCbCr in grey levels with chroma around 0.
+    """Tensors that the client sends of planes (B,3,H,W), YCbCr in grey levels with chroma around 0.
 
-    The client gets float32, as from a camera: its networks may know no other type.
+    The client gets float32, as from a camera, because its networks may support no other type.
     """
     return hypothesis.apply(to_images(planes).float())
 
@@ -33,14 +33,20 @@ def as_channels(tensor: Tensor) -> Tensor:
     return tensor.flatten(2) if tensor.ndim > 2 else tensor.reshape(len(tensor), 1, -1)
 
 
+def send_channels(hypothesis: Hypothesis, names: Sequence[str], planes: Tensor) -> list[Tensor]:
+    """The tensors in `names` that the client sends of planes (B,3,H,W), as float64 channels (B,C,N)."""
+    sent = send(hypothesis, planes)
+    return [as_channels(sent[name]).double() for name in names]
+
+
 @dataclass(frozen=True)
 class Survey:
-    """How a hypothesis answers typical faces.
+    """Statistics of the tensors that a client sends of typical faces, under one hypothesis.
 
-    `deviation[name]` is how far a tensor is from affine in the image, as a fraction of its variation in the worst
-    channel: 0 for one that never changes, infinite for one that is not of floats, which the rest leaves out.
-    `average[name]` (C,N) is what the mean face gives, `scale[name]` (C,) the root mean square of what other faces add
-    to that (0 for a channel that never changes), `profile[name]` (n,C) what `log_energy` makes of each sample.
+    `deviation[name]` is the deviation of a tensor from an affine function of the image, as a fraction of its variation,
+    in the worst channel: 0 for a constant tensor, infinite for one of integers, which the other statistics leave out.
+    `average[name]` (C,N) is the output for the mean face, `scale[name]` (C,) the root mean square of other outputs less
+    that (0 for a constant channel), `profile[name]` (n,C) the `log_energy` of each sample's output.
     """
 
     deviation: dict[str, float]
@@ -51,7 +57,7 @@ class Survey:
 
 @torch.no_grad()
 def survey(hypothesis: Hypothesis, prior: FacePrior) -> Survey:
-    """Send a prior's mean, its samples and mixtures of them through a hypothesis."""
+    """The statistics of a hypothesis, from a prior's mean, its samples and mixtures of them."""
     samples = clamp_planes(prior.samples)
     half = len(samples) // 2
     mixed = _MIX * samples[:half] + (1 - _MIX) * samples[half : 2 * half]
@@ -88,24 +94,24 @@ def _log_rms(channels: Tensor) -> Tensor:
 
 
 def log_energy(channels: Tensor) -> Tensor:
-    """Logarithm of the root mean square of channels (B,C,N), (B,C), less its mean over the channels.
+    """Logarithm (B,C) of the root mean square of channels (B,C,N), less its mean over the channels.
 
-    Taking the mean off makes it blind to the contrast of an image.
+    Without that mean it does not depend on the contrast of an image.
     """
     energy = _log_rms(channels)
     return energy - energy.mean(1, keepdim=True)
 
 
 def affine_tensors(surveys: Sequence[Survey]) -> tuple[str, ...]:
-    """Names of the tensors that are affine in the image under every hypothesis; some may never change."""
+    """Names of the tensors that are affine in the image under every hypothesis, constant ones included."""
     return tuple(
         name for name in surveys[0].deviation if all(found.deviation[name] <= AFFINE_TOLERANCE for found in surveys)
     )
 
 
-def tell_anything(surveys: Sequence[Survey], names: Sequence[str]) -> bool:
-    """Whether any of the tensors in `names` changes with the image, under any hypothesis."""
-    return any(bool(found.scale[name].any()) for found in surveys for name in names)
+def depends_on_image(surveys: Sequence[Survey], name: str) -> bool:
+    """Whether a tensor changes with the image, under any hypothesis."""
+    return any(bool(found.scale[name].any()) for found in surveys)
 
 
 class AffineClient:
@@ -123,12 +129,11 @@ class AffineClient:
             self.constant = self._channels(self.zero)
 
     def _channels(self, planes: Tensor) -> list[Tensor]:
-        sent = send(self.hypothesis, planes)
-        return [as_channels(sent[name]).double() for name in self.names]
+        return send_channels(self.hypothesis, self.names, planes)
 
     @torch.no_grad()
     def forward(self, planes: Tensor) -> list[Tensor]:
-        """The linear part of what the client sends."""
+        """The linear part of the client: planes to channels."""
         parts = [self._channels(chunk) for chunk in torch.split(planes, _CHUNK)]
         return [torch.cat([part[i] for part in parts]) - constant for i, constant in enumerate(self.constant)]
 

@@ -1,4 +1,4 @@
-"""What was seen of images: payloads under the hypotheses that were kept for them, several of one image joined."""
+"""Observed payloads under the hypotheses assigned to them, those of one image joined, and their noise."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from ppfr.attacks.inverse.linear_operator import Survey, as_channels
 from ppfr.methods.common.audit_hooks import Hypothesis
 
-# payloads of so many images tell a tensor's noise
+# images whose payloads a tensor's noise is estimated from
 _SAMPLE = 4
-# values looked at to find a channel's quantiser, and how often each must occur in the mean to call it one
+# values sampled to find a channel's quantiser, and how often each must occur on average
 _STEP_SAMPLE, _STEP_REPEATS = 2048, 4
 
 
 def joined_hypothesis(hypotheses: Sequence[Hypothesis]) -> Hypothesis:
-    """A client that sends what each of several clients would send of an image, all at once."""
+    """A client that sends the tensors of several clients at once, under names of their own."""
     if len(hypotheses) == 1:
         return hypotheses[0]
 
@@ -38,7 +38,7 @@ def joined_survey(surveys: Sequence[Survey]) -> Survey:
 
 
 def joined_names(names: Sequence[str], count: int) -> tuple[str, ...]:
-    """What a `joined_hypothesis` of `count` parts calls the tensors in `names`."""
+    """Names of the tensors `names` in a `joined_hypothesis` of `count` parts."""
     return tuple(_label(name, place) for place in range(count) for name in names)
 
 
@@ -46,27 +46,27 @@ def _label(name: str, place: int) -> str:
     return name if place == 0 else f"{name} of hypothesis {place + 1}"
 
 
-def distinct_views(tensors: Mapping[str, Tensor], views: int) -> tuple[dict[str, Tensor], int]:
-    """The views of images that say something new, and how many: a client without draws sends the same every time.
+def distinct_payloads(tensors: Mapping[str, Tensor], per_image: int) -> tuple[dict[str, Tensor], int]:
+    """The payloads of images without repetitions, and how many of each image: a client without draws repeats itself.
 
-    Row `view * images + image` of `tensors` is of that image.
+    Row `i * images + image` of `tensors` is the i-th payload of that image.
     """
-    count = len(next(iter(tensors.values()))) // views
+    count = len(next(iter(tensors.values()))) // per_image
     kept: list[dict[str, Tensor]] = []
-    for view in range(views):
-        part = {name: tensor[view * count : (view + 1) * count] for name, tensor in tensors.items()}
+    for first in range(0, per_image * count, count):
+        part = {name: tensor[first : first + count] for name, tensor in tensors.items()}
         if not any(all(torch.equal(part[name], known[name]) for name in part) for known in kept):
             kept.append(part)
-    if len(kept) == views:
-        return dict(tensors), views
+    if len(kept) == per_image:
+        return dict(tensors), per_image
     return {name: torch.cat([part[name] for part in kept]) for name in tensors}, len(kept)
 
 
 class Observed:
     """Payloads of some images, arranged as the tensors of a `joined_hypothesis`.
 
-    `members[i][k]` are the rows of `tensors` that show image i under the k-th hypothesis of the joined one; where these
-    are several, their mean stands for them, so that noise averages out. All images have equally many.
+    `members[i][k]` are the rows of `tensors` that are of image i under the k-th hypothesis of the joined one; several
+    are averaged, so that noise averages out. All images have equally many.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], members: Sequence[Sequence[Sequence[int]]]) -> None:
@@ -95,11 +95,11 @@ class Observed:
         return total.div_(len(others) + 1)
 
     def noise(self, name: str, images: slice = slice(None), *, spread: bool) -> Tensor:
-        """Variance (C,) of the noise that shows in a tensor of some of the images.
+        """Variance (C,) of the noise of a tensor, estimated from some of the images.
 
-        It is that of rounding to a grid, or to whole numbers, infinite where the grid is too coarse for a channel.
-        With `spread`, where several payloads of one image under one hypothesis differ by more than that, it is the
-        variance of their mean instead: noise before rounding averages out together with the rounding.
+        It is that of rounding to a grid or to whole numbers, infinite where the grid is too coarse for a channel. With
+        `spread`, where several payloads of one image under one hypothesis differ by more than that, it is the variance
+        of their mean instead: noise before rounding averages out together with the rounding.
         """
         first, end, _ = images.indices(len(self))
         sample = slice(first, min(end, first + _SAMPLE))
@@ -125,10 +125,9 @@ class Observed:
 
 
 def quantiser_steps(channels: Tensor) -> Tensor:
-    """The step (C,) of the grid on which values of channels (B,C,N) lie, the median over images.
+    """Quantiser step (C,) of channels (B,C,N), the median over images.
 
-    0 for a channel that is not on a coarse grid: its values seldom repeat. Infinite for a constant one: the grid is too
-    coarse for it.
+    0 for a channel that is not on a coarse grid, whose values seldom repeat; infinite for a constant one.
     """
     if channels.shape[2] < _STEP_REPEATS:
         return channels.new_zeros(channels.shape[1])

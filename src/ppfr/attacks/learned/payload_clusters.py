@@ -1,22 +1,22 @@
-"""Kinds of payload: where a client draws one of a few transforms, repeated queries and energies tell them apart."""
+"""Payload clusters: where a client draws one of a few transforms, channel energies say which one it drew."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ppfr.attacks.learned.payload_maps import PayloadPlanes
-from ppfr.attacks.learned.training_pairs import Examples
+from ppfr.attacks.learned.payload_maps import PayloadMaps
+from ppfr.attacks.learned.training_pairs import TrainingPairs
 
 # queries of one face: so many to see whether payloads repeat at all, and so many at most if they do
 _FIRST, _MOST = 24, 288
-# logarithms of energies that agree to this are of one kind: rounding is far below, other transforms far above
+# log energies that agree to this are of one cluster: rounding is far below, other transforms far above
 _ALIKE = 1e-3
 _ROUNDS = 4
 
 
-class Kinds:
-    """Tells which kind each payload is of, by the energies of its channels (linear discriminant analysis)."""
+class PayloadClusters:
+    """Assigns payloads to clusters by the energies of their channels (linear discriminant analysis)."""
 
     def __init__(self, centres: Tensor, precision: Tensor) -> None:
         self._centres, self._precision = centres, precision
@@ -24,70 +24,64 @@ class Kinds:
     def __len__(self) -> int:
         return len(self._centres)
 
-    def of(self, planes: Tensor) -> Tensor:
-        """The kind (B,) of each payload, given its planes (B,C,H,W)."""
+    def assign(self, maps: Tensor) -> Tensor:
+        """The cluster (B,) of each payload, given its maps (B,C,H,W)."""
         if len(self) == 1:
-            return torch.zeros(len(planes), dtype=torch.long, device=planes.device)
-        return self.nearest(channel_energies(planes))
+            return torch.zeros(len(maps), dtype=torch.long, device=maps.device)
+        return self.nearest(channel_energies(maps))
 
     def nearest(self, energies: Tensor) -> Tensor:
-        """The kind (B,) of each payload, given the energies (B,C) of its channels."""
+        """The cluster (B,) of each payload, given the energies (B,C) of its channels."""
         far = energies[:, None] - self._centres
         return torch.einsum("bkc,cd,bkd->bk", far, self._precision, far).argmin(1)
 
     @classmethod
-    def single(cls, channels: int) -> Kinds:
-        """All payloads are of one kind."""
-        return cls(torch.zeros(1, channels).double(), torch.eye(channels).double())
+    def discover(cls, pairs: TrainingPairs, maps: PayloadMaps, generator: torch.Generator) -> PayloadClusters:
+        """Query one face again and again; payloads that repeat show how many clusters there are.
 
-    @classmethod
-    def discover(cls, examples: Examples, planes: PayloadPlanes, generator: torch.Generator) -> Kinds:
-        """Query one face again and again; payloads that repeat show how many kinds there are.
-
-        A client whose every payload is new (noise, or draws too many to meet again) has one kind, and so has one that
-        cannot be asked again. `fitted` moves what one face shows to what all faces show.
+        A client whose every payload is new (noise, or draws too many to meet again) has one cluster, and so has one
+        that cannot be queried. `fitted` moves the centres from those of one face to those of many.
         """
-        if not examples.fresh or not planes.channels:
-            return cls.single(planes.channels)
-        centres = _distinct(examples, planes, generator)
-        if len(centres) == 1:
-            return cls.single(planes.channels)
-        return cls(centres, torch.eye(centres.shape[1]).to(centres))
+        if pairs.fresh and maps.channels:
+            centres = _distinct_energies(pairs, maps, generator)
+            if len(centres) > 1:
+                return cls(centres, torch.eye(centres.shape[1]).to(centres))
+        return cls(torch.zeros(1, maps.channels).double(), torch.eye(maps.channels).double())
 
-    def fitted(self, energies: Tensor) -> Kinds:
-        """The same kinds, their centres and spread measured on `channel_energies` (n,C) of many faces."""
-        kinds = self
+    def fitted(self, energies: Tensor) -> PayloadClusters:
+        """The same clusters, their centres and covariance estimated from `channel_energies` (n,C) of many faces."""
+        clusters = self
         for _ in range(_ROUNDS if len(self) > 1 else 0):
-            kinds = kinds._moved(energies)
-        return kinds
+            clusters = clusters._moved(energies)
+        return clusters
 
-    def _moved(self, energies: Tensor) -> Kinds:
+    def _moved(self, energies: Tensor) -> PayloadClusters:
         nearest = self.nearest(energies)
         centres = self._centres.clone()
-        for kind in torch.unique(nearest).tolist():
-            centres[kind] = energies[nearest == kind].mean(0)
+        for cluster in torch.unique(nearest).tolist():
+            centres[cluster] = energies[nearest == cluster].mean(0)
         within = energies - centres[nearest]
         covariance = within.T @ within / len(within)
         covariance += 1e-2 * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
-        return Kinds(centres, torch.linalg.inv(covariance))
+        return PayloadClusters(centres, torch.linalg.inv(covariance))
 
 
-def _distinct(examples: Examples, planes: PayloadPlanes, generator: torch.Generator) -> Tensor:
-    """The energy profiles (K,C) of the kinds that one face gives; a single one where nothing repeats."""
+def _distinct_energies(pairs: TrainingPairs, maps: PayloadMaps, generator: torch.Generator) -> Tensor:
+    """The distinct channel energies (K,C) among payloads of one face; the first alone where nothing repeats."""
     found: list[Tensor] = []
     for count in (_FIRST, _MOST - _FIRST):
-        for payload in examples.in_portions([0] * count, generator):
-            for profile in channel_energies(planes.planes(payload)):
-                if all(float((profile - known).abs().max()) > _ALIKE for known in found):
-                    found.append(profile)
+        for payload in pairs.in_chunks([0] * count, generator):
+            for energies in channel_energies(maps.maps(payload)):
+                if all(float((energies - known).abs().max()) > _ALIKE for known in found):
+                    found.append(energies)
         # always the same, or nothing again
         if len(found) in (1, count):
             return found[0][None]
-    # draws that still bring new kinds at the end are too many to learn one by one
+    # draws that still bring new clusters at the end are too many to learn one by one
     return torch.stack(found) if len(found) <= _MOST // 4 else found[0][None]
 
 
-def channel_energies(planes: Tensor) -> Tensor:
-    """Logarithm of each channel's norm (B,C), less its mean over the channels: blind to the contrast of an image."""
-    energy: Tensor = torch.linalg.vector_norm(planes, dim=(2, 3)).double().clamp_min(1e-12).log()
+def channel_energies(maps: Tensor) -> Tensor:
+    """Logarithm of each channel's norm (B,C), less its mean over the channels, so that contrast cancels out."""
+    energy: Tensor = torch.linalg.vector_norm(maps, dim=(2, 3)).double().clamp_min(1e-12).log()
     return energy - energy.mean(1, keepdim=True)

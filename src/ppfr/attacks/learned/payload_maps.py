@@ -1,4 +1,4 @@
-"""Any payload as planes on the image grid, and numbers without a place: what networks and filters take."""
+"""Payload maps: tensors of any payload as maps on the image grid, or as one vector, standardised."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ppfr.methods.common.payload import Payload, PayloadSchema
 
-# planes in all: a payload with more is reduced to its principal components
-MOST_PLANES = 48
+# channels in all: a payload with more is reduced to its principal components
+MOST_CHANNELS = 48
 _LEAST_COMPONENTS = 4
-# a component below this share of the strongest one's deviation is not blown up to its size
+# a component below this share of the strongest one's deviation is not scaled up to unit variance
 _FAINT = 1e-2
 _DEAD = 1e-9
 # positions of each image that enter the statistics
@@ -21,8 +21,8 @@ _POSITIONS = 1024
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """How the channels of one tensor become planes or numbers: a scale for each or a mixture of many, and an offset."""
+class _Standardisation:
+    """An affine map of one tensor's channels to unit variance: a scale for each, or a matrix (C,N), and an offset."""
 
     weights: Tensor
     offset: Tensor
@@ -37,30 +37,30 @@ class _Layout:
         return (self.weights @ channels).add_(self.offset[:, None])
 
 
-class PayloadPlanes:
-    """Turns payloads of one schema into planes (B,C,H,W) and numbers (B,V), both of about unit variance.
+class PayloadMaps:
+    """Turns payloads of one schema into maps (B,C,H,W) and a vector (B,V), both of about unit variance.
 
-    A tensor with two axes or more is taken for maps: its last two axes are resized to the image grid, those before are
-    channels, and their mean magnitude is one channel more. Other tensors are numbers. Integers count as their values.
+    The last two axes of a tensor with two or more are resized to the image grid, those before are channels, and their
+    mean magnitude is one more channel. Tensors with one axis are joined in the vector. Integers count as their values.
     A payload of more than 48 channels is reduced, tensor by tensor, to its principal components.
     """
 
     def __init__(self, sample: Payload, size: tuple[int, int]) -> None:
-        """Measure shifts, scales and components on a sample of payloads; `size` is the image grid (H, W)."""
+        """Estimate means, scales and components from a sample of payloads; `size` is the image grid (H, W)."""
         self.schema, self.size = sample.schema, size
-        self._maps = [name for name, spec in self.schema.tensors.items() if len(spec.shape) >= 2]
-        self._numbers = [name for name in self.schema.tensors if name not in self._maps]
-        most = _shares(self.schema, self._maps)
-        self._layouts = {name: _measure(sample[name], most.get(name, 0)) for name in self.schema.tensors}
-        self.channels = sum(self._layouts[name].width + 1 for name in self._maps)
-        self.length = sum(self._layouts[name].width for name in self._numbers)
+        self._map_names = [name for name, spec in self.schema.tensors.items() if len(spec.shape) >= 2]
+        self._vector_names = [name for name in self.schema.tensors if name not in self._map_names]
+        most = _component_counts(self.schema, self._map_names)
+        self._standard = {name: _measure(sample[name], most.get(name, 0)) for name in self.schema.tensors}
+        self.channels = sum(self._standard[name].width + 1 for name in self._map_names)
+        self.length = sum(self._standard[name].width for name in self._vector_names)
 
-    def planes(self, payload: Payload) -> Tensor:
-        """Planes (B,C,H,W); C is 0 for a payload without maps."""
+    def maps(self, payload: Payload) -> Tensor:
+        """Maps (B,C,H,W); C is 0 for a payload of vectors alone."""
         parts = []
-        for name in self._maps:
+        for name in self._map_names:
             tensor = payload[name]
-            maps = self._layouts[name](_channels(tensor))
+            maps = self._standard[name](_channels(tensor))
             maps = maps.reshape(*maps.shape[:2], *tensor.shape[-2:])
             maps = torch.cat([maps, _magnitude(maps)], 1)
             if tuple(maps.shape[2:]) != self.size:
@@ -70,42 +70,42 @@ class PayloadPlanes:
             return torch.cat(parts, 1)
         return next(iter(payload.tensors.values())).new_zeros((len(payload), 0, *self.size), dtype=torch.float32)
 
-    def numbers(self, payload: Payload) -> Tensor:
-        """Numbers (B,V); V is 0 for a payload of maps alone."""
-        parts = [self._layouts[name](_channels(payload[name])).flatten(1) for name in self._numbers]
+    def vectors(self, payload: Payload) -> Tensor:
+        """Vectors (B,V); V is 0 for a payload of maps alone."""
+        parts = [self._standard[name](_channels(payload[name])).flatten(1) for name in self._vector_names]
         if parts:
             return torch.cat(parts, 1)
         return next(iter(payload.tensors.values())).new_zeros((len(payload), 0), dtype=torch.float32)
 
 
 def _magnitude(maps: Tensor) -> Tensor:
-    """How much is going on at each place (B,1,H,W): the channels' mean distance from their own means, less 1.
+    """Mean absolute deviation of the standardised channels at each place (B,1,H,W), less 1.
 
-    It survives what a sign, a permutation or a mixture of channels drawn anew for each image would cancel.
+    It is invariant to signs and permutations of channels that a client draws anew for each image.
     """
     deviation, mean = torch.std_mean(maps, (2, 3), correction=0, keepdim=True)
     return (maps - mean).div_(deviation.clamp_min(_DEAD)).abs_().mean(1, keepdim=True) - 1
 
 
 def _channels(tensor: Tensor) -> Tensor:
-    """A payload tensor as float (B,C,N): maps have N positions, numbers one."""
+    """A payload tensor as float (B,C,N): maps have N positions, vectors one."""
     values = tensor.float()
     places = values.shape[-2:].numel() if values.ndim > 2 else 1
     return values.reshape(len(values), -1, places)
 
 
-def _shares(schema: PayloadSchema, maps: list[str]) -> dict[str, int]:
-    """How many components each tensor of maps may keep: small ones all of theirs, large ones what is left over."""
+def _component_counts(schema: PayloadSchema, maps: list[str]) -> dict[str, int]:
+    """Components that each tensor of maps may keep: small ones all of theirs, large ones equal shares of the rest."""
     counts = {name: int(torch.Size(schema.tensors[name].shape[:-2]).numel()) for name in maps}
-    if sum(counts.values()) <= MOST_PLANES:
+    if sum(counts.values()) <= MOST_CHANNELS:
         return counts
-    even = MOST_PLANES // len(maps)
+    even = MOST_CHANNELS // len(maps)
     large = [name for name in maps if counts[name] > even]
-    left = MOST_PLANES - sum(counts[name] for name in maps if name not in large)
+    left = MOST_CHANNELS - sum(counts[name] for name in maps if name not in large)
     return counts | {name: max(_LEAST_COMPONENTS, left // len(large)) for name in large}
 
 
-def _measure(tensor: Tensor, most: int) -> _Layout:
+def _measure(tensor: Tensor, most: int) -> _Standardisation:
     places = tensor.shape[-1] * tensor.shape[-2] if tensor.ndim > 2 else 1
     step = -(-places // _POSITIONS)
     parts = [_channels(tensor[row : row + 1])[:, :, ::step] for row in range(len(tensor))]
@@ -116,7 +116,7 @@ def _measure(tensor: Tensor, most: int) -> _Layout:
         centred = (columns - shift[:, None]) * weights[:, None]
         values, vectors = torch.linalg.eigh((centred @ centred.T).double() / centred.shape[1])
         strongest = values.flip(0)[:most].clamp_min(0).sqrt()
-        blown = 1 / strongest.clamp_min(_FAINT * float(strongest[0]) + _DEAD)
-        weights = (vectors.flip(1)[:, :most] * blown).T.to(columns) * weights
-        return _Layout(weights, -(weights @ shift))
-    return _Layout(weights, -weights * shift)
+        whitening = 1 / strongest.clamp_min(_FAINT * float(strongest[0]) + _DEAD)
+        weights = (vectors.flip(1)[:, :most] * whitening).T.to(columns) * weights
+        return _Standardisation(weights, -(weights @ shift))
+    return _Standardisation(weights, -weights * shift)

@@ -1,4 +1,4 @@
-"""Linear maps learned in closed form: ridge regression whose strength is chosen on people who were kept aside."""
+"""Ridge regression, with its regularisation strength chosen on held-out people."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppfr.attacks.attacker import spread
+from ppfr.attacks.budget import evenly_spaced
 
-# shares of the inputs' mean variance; the last leaves next to nothing but the start
+# shares of the inputs' mean variance; the last leaves almost only the start
 STRENGTHS = (1e-3, 1e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 1e3)
 _HELD_OUT = 8
-# columns that settle the strength
+# columns that the strength is chosen by
 _COLUMNS = 1024
 _TINY = 1e-12
 
@@ -27,7 +27,7 @@ class LinearMap:
     offset: Tensor
 
     def __call__(self, values: Tensor) -> Tensor:
-        """The map of `values` (B,D): (B,E)."""
+        """Map `values` (B,D) to (B,E)."""
         found: Tensor = (values - self.mean) @ self.weights + self.offset
         return found
 
@@ -35,15 +35,15 @@ class LinearMap:
 def fit_map(known: Tensor, wanted: Tensor) -> LinearMap:
     """Ridge regression from `known` (n,D) to `wanted` (n,E), both float.
 
-    The weights shrink towards none, or, where both sides have one length, towards leaving values as they are: of two
-    recognisers one is often distilled from the other. Which, and how much, is what errs least (in squares) on the last
-    eighth of the rows after learning from the others; faces are sorted by person, so those are mostly other people.
+    The weights shrink towards zero or, where D = E, towards the identity, because one recogniser is often distilled
+    from the other. Target and strength of the shrinkage minimise the squared error on the last eighth of the rows after
+    fitting to the others; faces are sorted by person, so those are mostly other people.
     """
     split = len(known) - max(1, len(known) // _HELD_OUT)
     starts = [False, True] if known.shape[1] == wanted.shape[1] else [False]
     if not split:
         return _solve(known, wanted, STRENGTHS[-1], starts[-1])
-    some = wanted[:, spread(wanted.shape[1], _COLUMNS)]
+    some = wanted[:, evenly_spaced(wanted.shape[1], _COLUMNS)]
 
     def error(choice: tuple[float, bool]) -> float:
         learned = _solve(known[:split], some[:split], *choice)
@@ -54,7 +54,7 @@ def fit_map(known: Tensor, wanted: Tensor) -> LinearMap:
 
 
 def _solve(known: Tensor, wanted: Tensor, strength: float, start: bool) -> LinearMap:
-    """The map for one strength, which shrinks to the identity with `start`."""
+    """The map for one strength; its weights shrink towards the identity if `start`, else towards zero."""
     mean, offset = known.mean(0), wanted.mean(0)
     centred = known - mean
     gram = (centred.T @ centred).double()
@@ -65,5 +65,5 @@ def _solve(known: Tensor, wanted: Tensor, strength: float, start: bool) -> Linea
 
 
 def unit(templates: Tensor) -> Tensor:
-    """Templates (B,D) of length 1 as float: servers compare directions."""
+    """Templates (B,D) as float vectors of length 1: servers compare by cosine."""
     return F.normalize(templates.float())

@@ -1,57 +1,45 @@
-"""What a learning attack learns from: payloads together with the images behind them."""
+"""Training pairs: images, and the payloads that an attacker sees of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ppfr.attacks.attacker import Attacker, portions
-from ppfr.attacks.threat import Has, Knows, Sees, ThreatModel
-from ppfr.methods.common.payload import Payload
+from ppfr.attacks.budget import row_chunks
+from ppfr.methods.common.payload import Payload, PayloadSchema
 
 
-def example_threat(
-    holds: frozenset[Has], knows: Knows = Knows.NOTHING, also: frozenset[Has] = frozenset()
-) -> ThreatModel:
-    """Who learns from examples: one with pairs if it was handed some, else with faces and the client."""
-    if Has.PAIRS in holds:
-        return ThreatModel(Sees.PAYLOAD, knows, also | {Has.PAIRS}, pairs=1)
-    return ThreatModel(Sees.PAYLOAD, knows, also | {Has.FACES, Has.QUERIES})
+class TrainingPairs:
+    """Images (n,3,H,W) in [-1,1] and their payloads, which are obtained when they are asked for.
 
-
-class Examples:
-    """Payloads with the images (n,3,H,W) in [-1,1] behind them.
-
-    They are the pairs that the attacker was handed, or public faces that it sends through the client itself: then every
-    look at a face is a fresh draw of the client.
+    `observe` gives the payloads of some rows; where they are `fresh`, each call is a new draw of the client, else they
+    are always the same.
     """
 
-    def __init__(self, attacker: Attacker) -> None:
-        self._attacker = attacker
-        self._pairs = attacker.pairs if Has.PAIRS in attacker.holds else None
-        images = attacker.faces.images if self._pairs is None else self._pairs.images
-        self.images: Tensor = images.to(attacker.device)
+    def __init__(
+        self,
+        images: Tensor,
+        schema: PayloadSchema,
+        observe: Callable[[list[int], torch.Generator], Payload],
+        *,
+        fresh: bool,
+    ) -> None:
+        self.images, self.fresh = images, fresh
+        self._schema, self._observe = schema, observe
 
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def fresh(self) -> bool:
-        """Whether the client can be asked again."""
-        return self._pairs is None
+    def payloads(self, rows: Sequence[int], generator: torch.Generator) -> Payload:
+        """Payloads of the images in `rows`."""
+        return self._observe(list(rows), generator)
 
-    def seen(self, rows: Sequence[int], generator: torch.Generator) -> Payload:
-        """What the attacker sees of the images in `rows`."""
-        if self._pairs is not None:
-            return self._pairs.payload.select(rows).to(self._attacker.device)
-        return self._attacker.query(self.images[list(rows)], generator)
-
-    def in_portions(self, rows: Sequence[int], generator: torch.Generator) -> Iterator[Payload]:
-        """What the attacker sees of many images, a few at a time."""
-        for part in portions(len(rows), self._attacker.schema):
-            yield self.seen(rows[part.start : part.stop], generator)
+    def in_chunks(self, rows: Sequence[int], generator: torch.Generator) -> Iterator[Payload]:
+        """Payloads of many images, a few at a time."""
+        for part in row_chunks(len(rows), self._schema):
+            yield self.payloads(rows[part.start : part.stop], generator)
 
     def __str__(self) -> str:
         return f"{len(self)} {'public faces sent through the client' if self.fresh else 'payload/image pairs'}"

@@ -1,4 +1,4 @@
-"""Are templates of one person in two deployments linkable? What stolen databases give together."""
+"""Cross-matching: linking the templates of one person in two deployments."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppfr.attacks.attacker import Attacker, Deployments
+from ppfr.attacks.attacker import Attacker
 from ppfr.attacks.base import Attack, Result, register
 from ppfr.attacks.learned.ridge import fit_map, unit
 from ppfr.attacks.metrics import Figure, MetricContext, Truth
+from ppfr.attacks.observation import Deployments
 from ppfr.attacks.threat import Has, Sees, ThreatModel
 from ppfr.evaluation.metrics.statistics import Floats, Interval
 from ppfr.evaluation.metrics.unlinkability import chance_d_sys, d_sys, d_sys_interval
@@ -23,7 +24,7 @@ from ppfr.util.errors import AttackError
 
 @dataclass(frozen=True)
 class CrossMatch(Result):
-    """Templates of the first deployment as they would look in the second one: (B,D), to compare with its own."""
+    """Templates (B,D) of the first deployment, mapped to the second one's, to compare with its own."""
 
     per_row = ("templates",)
     templates: Tensor
@@ -44,9 +45,9 @@ class CrossMatch(Result):
 
 @register
 class CrossMatching(Attack[CrossMatch]):
-    """Templates of one deployment, mapped to look like those of another one that has other secrets.
+    """Links templates of two deployments of one method that have different secrets.
 
-    One who has public faces enrols each with both deployments and learns a linear map between the templates; without
+    An attacker with public faces enrols each with both deployments and fits a linear map between the templates; without
     faces, or where both deployments share all secrets, templates are compared as they are.
     """
 
@@ -70,7 +71,7 @@ class CrossMatching(Attack[CrossMatch]):
             self._map = fit_map(here, there)
             self._how = f"a linear map learned from {len(images)} public faces, enrolled with both deployments"
 
-    def _find(self, attacker: Attacker, payload: Payload) -> CrossMatch:
+    def run(self, attacker: Attacker, payload: Payload) -> CrossMatch:
         templates = unit(payload["template"])
         if self._map is not None:
             templates = unit(self._map(templates))

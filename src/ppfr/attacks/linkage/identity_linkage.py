@@ -1,4 +1,4 @@
-"""Whose payload is it? A public recogniser taught to read payloads; no pixel is recovered."""
+"""Identity linkage: a public recogniser distilled to payloads, which links them to photos without recovering images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ppfr.attacks.attacker import Attacker, portions
-from ppfr.attacks.base import AttackOptions, Linkage, LinkageAttack, register
-from ppfr.attacks.learned.features import Front, Views, learn_front, train
+from ppfr.attacks.attacker import Attacker
+from ppfr.attacks.base import Attack, AttackOptions, Linkage, register
+from ppfr.attacks.budget import row_chunks
+from ppfr.attacks.learned.features import FeatureExtractor, Features, train
 from ppfr.attacks.learned.ridge import fit_map, unit
-from ppfr.attacks.learned.training_pairs import example_threat
-from ppfr.attacks.threat import Has, Knows, ThreatModel
+from ppfr.attacks.threat import Has, Knows, ThreatModel, training_threat
 from ppfr.methods.common.info import MethodInfo
 from ppfr.methods.common.payload import Payload
 from ppfr.networks import Recogniser
@@ -23,9 +23,9 @@ from ppfr.networks.base import reset_weights
 from ppfr.util.errors import MethodError
 
 _BATCH = 16
-# channels inside the correction that reads planes beside the estimated image
+# channels inside the correction of the estimated image
 _CORRECTION = 8
-# how much the server's embeddings may count beside those of the reader, and that of the mirrored payload among them
+# candidate weights of the server's embeddings beside the reader's, and of the mirrored payload's among them
 _SHARES, _MIRRORED = (0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.5)
 
 
@@ -34,18 +34,18 @@ class IdentityLinkageOptions(AttackOptions):
 
     steps: int = Field(16, description="training steps in the fast budget", ge=0)
     rate: float = Field(3e-4, description="learning rate of AdamW at its peak", gt=0)
-    server: bool = Field(True, description="also read the server's own embeddings, as whoever runs the server can")
+    server: bool = Field(True, description="also use the server's own embeddings, as the operator of the server can")
 
 
 @register
-class IdentityLinkage(LinkageAttack):
+class IdentityLinkage(Attack[Linkage]):
     """An encoder from payloads to a public recogniser's embeddings, distilled on public faces (FaceLinkGen, 2026).
 
-    The encoder is the recogniser itself on the best linear estimate of the image (`front`), with a correction that
-    reads the payload beside it, all trained on 1 - cosine to the embeddings of the clear images. One who knows the
+    The encoder is the recogniser on the linear estimate of the image (`FeatureExtractor`) plus a learned correction
+    from the payload maps, trained on 1 - cosine to the embeddings of the clear images. An attacker who knows the
     server's parameters also maps the server's own embeddings, of the payload and of its mirror image, linearly to the
-    recogniser's. How much each of them counts is chosen on public faces that were held out. A recogniser without
-    PyTorch weights is used as it is.
+    recogniser's. The weights of these are chosen on held-out public faces. A recogniser without PyTorch weights is used
+    as it is.
     """
 
     name = "identity-linkage"
@@ -55,32 +55,31 @@ class IdentityLinkage(LinkageAttack):
 
     def needs(self, target: MethodInfo, holds: frozenset[Has]) -> ThreatModel:
         knows = Knows.PARAMETERS if self.options.server else Knows.NOTHING
-        return example_threat(holds, knows, frozenset({Has.RECOGNISER}))
+        return training_threat(holds, knows, frozenset({Has.RECOGNISER}))
 
     def fit(self, attacker: Attacker) -> None:
-        self._front = learn_front(attacker)
-        targets = clear_targets(attacker.recogniser, self._front.examples.images)
+        self._features = attacker.features()
+        targets = clear_targets(attacker.recogniser, self._features.pairs.images)
         steps = attacker.budget.steps(self.options.steps)
-        reader = train_reader(attacker, self._front, targets, steps=steps, rate=self.options.rate)
-        self._sources: list[Callable[[Payload], Tensor]] = [lambda payload: reader(self._front(payload), flip=True)]
+        reader = train_reader(attacker, self._features, targets, steps=steps, rate=self.options.rate)
+        self._sources: list[Callable[[Payload], Tensor]] = [lambda payload: reader(self._features(payload), flip=True)]
         self._server = "not asked"
         if self.options.server:
             self._add_server(attacker, targets)
         self._mixture = self._choose_mixture(attacker, targets)
 
-    def link(self, attacker: Attacker, payload: Payload) -> Linkage:
-        parts = [payload.select(rows) for rows in portions(len(payload), payload.schema, _BATCH)]
+    def run(self, attacker: Attacker, payload: Payload) -> Linkage:
+        parts = [payload.select(rows) for rows in row_chunks(len(payload), payload.schema, _BATCH)]
         embeddings = torch.cat([sum_of(self._mixture, self._embed(part)) for part in parts])
         server = f"{sum(self._mixture[1:]):.0%} of the embedding" if len(self._sources) > 1 else self._server
-        return Linkage(embeddings, notes={"learned from": str(self._front), "the server's own embedding": server})
+        return Linkage(embeddings, notes={"learned from": str(self._features), "the server's own embedding": server})
 
     def _add_server(self, attacker: Attacker, targets: Tensor) -> None:
         """Let the server's embeddings of a payload and of its mirror image count, if there is a server."""
-        rows = self._front.learning
+        rows = self._features.learning
+        payloads = self._features.pairs.in_chunks(rows, attacker.generator(5))
         try:
-            known = [
-                attacker.embed(payload) for payload in self._front.examples.in_portions(rows, attacker.generator(5))
-            ]
+            known = [attacker.embed(payload) for payload in payloads]
         except MethodError as error:
             self._server = f"none: {error}"
             return
@@ -94,11 +93,11 @@ class IdentityLinkage(LinkageAttack):
         return [F.normalize(source(payload)) for source in self._sources]
 
     def _choose_mixture(self, attacker: Attacker, targets: Tensor) -> tuple[float, ...]:
-        """The weights of the sources that tell held-out faces apart best."""
-        rows = self._front.held_out
+        """The weights of the sources that separate held-out faces best."""
+        rows = self._features.held_out
         if len(self._sources) == 1 or not rows:
             return (1.0, *[0.0 for _ in self._sources[1:]])
-        payloads = self._front.examples.in_portions(rows, attacker.generator(4))
+        payloads = self._features.pairs.in_chunks(rows, attacker.generator(4))
         found = [torch.cat(parts) for parts in zip(*map(self._embed, payloads), strict=True)]
         mixtures = [(1 - share, share * (1 - other), share * other) for share in _SHARES for other in _MIRRORED]
         return max(mixtures, key=lambda weights: separation(sum_of(weights, found), targets[rows]))
@@ -122,7 +121,7 @@ def clear_targets(recogniser: Recogniser, images: Tensor) -> Tensor:
 
 
 def separation(embeddings: Tensor, targets: Tensor) -> float:
-    """How far own targets are more alike than those of others, in deviations of the latter."""
+    """Mean cosine to own targets less that to others', in standard deviations of the latter (d')."""
     cosines = F.normalize(embeddings) @ targets.T
     others = cosines[~torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)]
     return float((cosines.diagonal().mean() - others.mean()) / others.std().clamp_min(1e-9))
@@ -130,54 +129,57 @@ def separation(embeddings: Tensor, targets: Tensor) -> float:
 
 # --- the recogniser on the estimated image ------------------------------------------------------------------------
 class Reader(nn.Module):
-    """A public recogniser on the estimated image plus a learned correction; begins as the plain recogniser."""
+    """A recogniser on the estimated image plus a learned correction; before training it is the plain recogniser."""
 
-    def __init__(self, recogniser: Recogniser, front: Front, generator: torch.Generator) -> None:
+    def __init__(self, recogniser: Recogniser, features: FeatureExtractor, generator: torch.Generator) -> None:
         super().__init__()
         assert recogniser.backbone is not None
         self._preprocessing = recogniser.preprocessing
         self.trunk = copy.deepcopy(recogniser.backbone)
         last = nn.Conv2d(_CORRECTION, 3, 3, padding=1)
-        self.correction = nn.Sequential(nn.Conv2d(front.channels + 3, _CORRECTION, 3, padding=1), nn.PReLU(), last)
+        self.correction = nn.Sequential(nn.Conv2d(features.channels + 3, _CORRECTION, 3, padding=1), nn.PReLU(), last)
         reset_weights(self.correction, generator)
         nn.init.zeros_(last.weight)
-        self.numbers = nn.Linear(max(1, front.length), self.trunk.embedding_size)
+        self.numbers = nn.Linear(max(1, features.length), self.trunk.embedding_size)
         nn.init.zeros_(self.numbers.weight)
         nn.init.zeros_(self.numbers.bias)
 
-    def forward(self, views: Views, *, flip: bool = False) -> Tensor:
+    def forward(self, features: Features, *, flip: bool = False) -> Tensor:
         """Embeddings (B,D); `flip` adds those of the mirrored images."""
-        image = views.image + self.correction(torch.cat([views.image, views.planes], 1))
+        image = features.image + self.correction(torch.cat([features.image, features.maps], 1))
         embedding: Tensor = self.trunk(self._preprocessing(image))
         if flip:
             embedding = embedding + self.trunk(self._preprocessing(image.flip(3)))
-        return embedding + self.numbers(views.numbers) if views.numbers.shape[1] else embedding
+        return embedding + self.numbers(features.vector) if features.vector.shape[1] else embedding
 
 
 class FixedReader:
-    """A recogniser that cannot be trained here, on the estimated image."""
+    """A recogniser without trainable weights, on the estimated image."""
 
     def __init__(self, recogniser: Recogniser) -> None:
         self._recogniser = recogniser
 
-    def __call__(self, views: Views, *, flip: bool = False) -> Tensor:
-        return self._recogniser.embed(views.image, flip=flip).to(views.image.device)
+    def __call__(self, features: Features, *, flip: bool = False) -> Tensor:
+        return self._recogniser.embed(features.image, flip=flip).to(features.image.device)
 
 
-def train_reader(attacker: Attacker, front: Front, targets: Tensor, *, steps: int, rate: float) -> Reader | FixedReader:
+def train_reader(
+    attacker: Attacker, features: FeatureExtractor, targets: Tensor, *, steps: int, rate: float
+) -> Reader | FixedReader:
     """Distil the recogniser's embeddings of clear images into a reader of payloads."""
     recogniser = attacker.recogniser
     if recogniser.backbone is None:
         return FixedReader(recogniser)
     with torch.random.fork_rng(devices=[]):
-        reader = Reader(recogniser, front, attacker.generator(2)).to(attacker.device)
+        reader = Reader(recogniser, features, attacker.generator(2)).to(attacker.device)
     train(
         reader,
-        front,
-        attacker,
-        lambda views, rows: 1 - F.cosine_similarity(reader(views), targets[rows]).mean(),
+        features,
+        lambda found, rows: 1 - F.cosine_similarity(reader(found), targets[rows]).mean(),
         steps=steps,
         rate=rate,
         batch=_BATCH,
+        generator=attacker.generator(3),
+        progress=attacker.progress,
     )
     return reader

@@ -1,4 +1,4 @@
-"""Faces from payloads by regularised least squares through the client, linear or linearised: no training at all."""
+"""Linear inversion: MAP estimates of images by regularised least squares through the client, without training."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from ppfr.attacks.attacker import Attacker, client_knowledge
-from ppfr.attacks.base import AttackOptions, Recovery, RecoveryAttack, register
-from ppfr.attacks.inverse.face_prior import FacePrior, public_prior
+from ppfr.attacks.attacker import Attacker
+from ppfr.attacks.base import Attack, AttackOptions, Recovery, register
+from ppfr.attacks.inverse.face_prior import FacePrior, face_prior
 from ppfr.attacks.inverse.gauss_newton import differentiable_tensors
-from ppfr.attacks.inverse.hypothesis_search import Effort, Search
-from ppfr.attacks.inverse.linear_operator import AFFINE_TOLERANCE, Survey, affine_tensors, survey, tell_anything
-from ppfr.attacks.inverse.observations import distinct_views
-from ppfr.attacks.threat import Has, Sees, ThreatModel
+from ppfr.attacks.inverse.hypothesis_search import HypothesisSearch, SolverSettings
+from ppfr.attacks.inverse.linear_operator import AFFINE_TOLERANCE, Survey, affine_tensors, depends_on_image, survey
+from ppfr.attacks.inverse.observations import distinct_payloads
+from ppfr.attacks.threat import Has, Sees, ThreatModel, client_knowledge
 from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.info import MethodInfo
 from ppfr.methods.common.payload import Payload
@@ -37,17 +37,16 @@ class LinearInversionOptions(AttackOptions):
 
 
 @register
-class LinearInversion(RecoveryAttack):
-    """The most probable image under the client's linear operator A, for a payload y.
+class LinearInversion(Attack[Recovery]):
+    """The MAP estimate of the image under the client's linear operator A, for a payload y.
 
-    Minimises |A x - y|^2 / (2 noise^2) + |x - mean face|^2 / (2 spread^2) + |edges of x| / usual edge over images x in
-    the valid range, for the hypothesis about the client's draws that explains y best. The noise is `precision` of each
-    channel's usual strength, plus that of a quantiser where values lie on a grid; it is raised where no hypothesis
-    explains y that well. Total variation (Rudin, Osher and
-    Fatemi, Physica D 1992) settles what A does not see; for block-DCT channels without low frequencies that is the mean
-    of each row and each column. Mean face, spread and usual edge come from public faces, or from constants without.
-    Where no tensor of the payload is affine in the image, or `tensors` is "all", those that are differentiable are used
-    through the client's Jacobian (Gauss-Newton); the rest is left aside.
+    Minimises |A x - y|^2 / (2 noise^2) + |x - mean face|^2 / (2 deviation^2) + |edges of x| / mean edge over images x
+    in the valid range, for the hypothesis about the client's draws with the least residual. The noise is `precision` of
+    each channel's usual strength, plus that of a quantiser where values lie on a grid; it is raised where no hypothesis
+    fits y that well. Total variation (Rudin, Osher and Fatemi, Physica D 1992) determines the null space of A, which
+    for block-DCT channels without low frequencies holds the mean of each row and each column. Mean face, deviation and
+    mean edge are those of public faces, or constants without any. Where no tensor of the payload is affine in the
+    image, or `tensors` is "all", differentiable ones are used through the client's Jacobian (Gauss-Newton).
     """
 
     name = "linear-inversion"
@@ -60,14 +59,16 @@ class LinearInversion(RecoveryAttack):
         return ThreatModel(sees=Sees.PAYLOAD, knows=client_knowledge(target), has=holds & {Has.FACES})
 
     @torch.no_grad()
-    def recover(self, attacker: Attacker, payload: Payload) -> Recovery:
-        prior = public_prior(attacker)
+    def run(self, attacker: Attacker, payload: Payload) -> Recovery:
+        prior = face_prior(attacker.face_images, attacker.input_size, attacker.device)
         hypotheses = self.candidates(attacker, prior)
         surveys = [survey(hypothesis, prior) for hypothesis in hypotheses]
         affine, curved = self._usable(attacker.target.name, hypotheses, surveys, prior)
         linear = bool(affine)
-        tensors, views = distinct_views(payload.tensors, attacker.views)
-        search = Search(hypotheses, surveys, prior, tensors, views, self._effort(), attacker.progress)
+        tensors, per_image = distinct_payloads(payload.tensors, attacker.payloads_per_image)
+        options = self.options
+        settings = SolverSettings(options.precision, options.iterations, options.steps, options.newton)
+        search = HypothesisSearch(hypotheses, surveys, prior, tensors, per_image, settings, attacker.progress)
         if linear:
             search.solve(affine, quietly=bool(curved))
         if curved:
@@ -89,7 +90,7 @@ class LinearInversion(RecoveryAttack):
         )
 
     def candidates(self, attacker: Attacker, prior: FacePrior) -> list[Hypothesis]:
-        """Every client there may be; raises AttackError where there are too many."""
+        """Every possible client; raises AttackError where there are too many."""
         hypotheses = attacker.hypotheses()
         if not hypotheses:
             raise AttackError(
@@ -107,17 +108,13 @@ class LinearInversion(RecoveryAttack):
         """
         affine = affine_tensors(surveys)
         others = [name for name in surveys[0].deviation if name not in affine]
-        affine = tuple(name for name in affine if tell_anything(surveys, [name]))
+        affine = tuple(name for name in affine if depends_on_image(surveys, name))
         if not others or (affine and self.options.tensors == "affine"):
             return affine, ()
         curved = differentiable_tensors(hypotheses[0], prior, others)
         if not curved and not affine:
             raise AttackError(_neither_linear_nor_smooth(method, hypotheses[0], surveys[0]))
         return affine, curved
-
-    def _effort(self) -> Effort:
-        options = self.options
-        return Effort(options.precision, options.iterations, options.steps, options.newton)
 
 
 def _neither_linear_nor_smooth(method: str, hypothesis: Hypothesis, found: Survey) -> str:

@@ -1,4 +1,4 @@
-"""Faces by descent: change the mean face until the client turns it into the observed payload."""
+"""Optimisation inversion: MAP estimates of images by gradient descent through the client."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ppfr.attacks.attacker import Attacker, client_knowledge
-from ppfr.attacks.base import AttackOptions, Recovery, RecoveryAttack, register
-from ppfr.attacks.inverse.expected_client import expected_client
-from ppfr.attacks.inverse.face_prior import FacePrior, SpectralFaces, gradients, public_prior, to_images
+from ppfr.attacks.attacker import Attacker
+from ppfr.attacks.base import Attack, AttackOptions, Recovery, register
+from ppfr.attacks.inverse.face_prior import FacePrior, SpectralFaces, face_prior, to_images
 from ppfr.attacks.inverse.gauss_newton import require_gradients
 from ppfr.attacks.inverse.hypothesis_search import screen
 from ppfr.attacks.inverse.least_squares import channel_noise
-from ppfr.attacks.inverse.linear_operator import Survey, as_channels, send, survey
+from ppfr.attacks.inverse.linear_operator import Survey, send, send_channels, survey
 from ppfr.attacks.inverse.observations import Observed
-from ppfr.attacks.threat import Has, Sees, ThreatModel
+from ppfr.attacks.inverse.stochastic_client import StochasticClient
+from ppfr.attacks.threat import Has, Sees, ThreatModel, client_knowledge
 from ppfr.evaluation.cost import multiply_adds
 from ppfr.methods.common.audit_hooks import Hypothesis
 from ppfr.methods.common.info import MethodInfo
@@ -31,8 +31,6 @@ _CHUNK = 8
 _FIRST_NOISE = 0.3
 # Adam's decay rates: short memories, for there are few steps
 _DECAYS = (0.9, 0.95)
-# edges below this share of a usual one are all alike
-_FLAT_EDGE = 0.1
 # multiply-adds of a client that may be descended on with all steps, and how few steps make no descent
 _LIGHT, _FEWEST = 45_000_000, 8
 
@@ -50,16 +48,16 @@ class OptimisationInversionOptions(AttackOptions):
 
 
 @register
-class OptimisationInversion(RecoveryAttack):
-    """The image x whose payload is the observed one, found by gradient descent through the client.
+class OptimisationInversion(Attack[Recovery]):
+    """The MAP estimate of the image x whose payload is y, by gradient descent through the client.
 
     Minimises |client(x) - y|^2 / (2 noise^2) + |z|^2 / 2 + edges * |edges of x| / usual edge with Adam (Kingma and Ba,
     ICLR 2015), from the mean face. The descent is in z, the deviation from the mean face with each spatial frequency
     divided by its usual strength in faces (`SpectralFaces`). The noise begins at 30 % of each channel's usual strength
-    and falls to `noise`, so that coarse structure settles before fine. Of the hypotheses about the client those that
-    the channels' energies favour are tried on each payload, for a few steps, and the one with the least misfit is kept.
-    A client with too many draws to list is taken for the one without its noise, if noise is all that its draws do, or
-    else for its mean over a few draws.
+    and falls to `noise`, so that coarse structure converges before fine. The hypotheses about the client that the
+    channels' energies favour are tried on each payload for a few steps, and the one with the least misfit is kept. A
+    client with too many draws to list is replaced by itself without noise, if its draws only add noise, or else by its
+    mean over a few draws.
     """
 
     name = "optimisation-inversion"
@@ -71,15 +69,15 @@ class OptimisationInversion(RecoveryAttack):
         return ThreatModel(sees=Sees.PAYLOAD, knows=client_knowledge(target), has=holds & {Has.FACES})
 
     def fit(self, attacker: Attacker) -> None:
-        self._prior = public_prior(attacker)
-        self._hypotheses = attacker.hypotheses() or [expected_client(attacker, self._prior, self.options.draws)]
-        self._names = require_gradients(
-            attacker.target.name, self._hypotheses[0], self._prior, list(attacker.schema.tensors)
-        )
+        self._prior = face_prior(attacker.face_images, attacker.input_size, attacker.device)
+        method, tensors = attacker.target.name, list(attacker.schema.tensors)
+        stochastic = StochasticClient(method, tensors, attacker.client, self._prior)
+        self._hypotheses = attacker.hypotheses() or [stochastic.expected(self.options.draws)]
+        self._names = require_gradients(method, self._hypotheses[0], self._prior, tensors)
         self._steps = self._affordable(attacker)
         self._surveys = [survey(hypothesis, self._prior) for hypothesis in self._hypotheses]
 
-    def recover(self, attacker: Attacker, payload: Payload) -> Recovery:
+    def run(self, attacker: Attacker, payload: Payload) -> Recovery:
         rows = list(range(len(payload)))
         likely = self._likely(payload)
         screening = self.options.screening if len(likely) > 1 else 0
@@ -93,7 +91,7 @@ class OptimisationInversion(RecoveryAttack):
 
         kept = likely[0]
         if screening:
-            tried = torch.stack([self._descend_all(payload, kinds, screening, advance)[1] for kinds in likely])
+            tried = torch.stack([self._descend_all(payload, column, screening, advance)[1] for column in likely])
             kept = [likely[best][row] for row, best in enumerate(tried.argmin(0).tolist())]
         planes, misfit = self._descend_all(payload, kept, self._steps, advance)
         unused = ", ".join(sorted(payload.tensors.keys() - set(self._names)))
@@ -128,19 +126,19 @@ class OptimisationInversion(RecoveryAttack):
         return [column.tolist() for column in order.unbind(1)]
 
     def _descend_all(
-        self, payload: Payload, kinds: Sequence[int], steps: int, advance: Callable[[int], None]
+        self, payload: Payload, hypotheses: Sequence[int], steps: int, advance: Callable[[int], None]
     ) -> tuple[Tensor, Tensor]:
         """Planes (B,3,H,W) and misfits (B,) of all rows, each under its hypothesis."""
         planes = self._prior.mean.float().expand(len(payload), -1, -1, -1).clone()
         misfit = planes.new_zeros(len(payload))
-        for kind in sorted(set(kinds)):
-            rows = [row for row, own in enumerate(kinds) if own == kind]
+        for index in sorted(set(hypotheses)):
+            rows = [row for row, own in enumerate(hypotheses) if own == index]
             for first in range(0, len(rows), _CHUNK):
                 chunk = rows[first : first + _CHUNK]
                 descent = Descent(
-                    self._hypotheses[kind],
+                    self._hypotheses[index],
                     self._names,
-                    self._surveys[kind],
+                    self._surveys[index],
                     self._prior,
                     Observed.single(payload.tensors, chunk),
                     self.options,
@@ -164,7 +162,7 @@ class Descent:
     ) -> None:
         self._hypothesis, self._names, self._options = hypothesis, names, options
         self._faces = SpectralFaces(prior)
-        self._usual = prior.gradient.float()[:, None, None]
+        self._prior = prior
         self._count = len(observed)
         everything = slice(None)
         self._seen = {name: observed.channels(name, everything).float() for name in names}
@@ -173,7 +171,7 @@ class Descent:
         self._rounding = {name: channel_noise(found, name, 0.0, observed.noise(name, spread=False)) for name in names}
 
     def run(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Planes (B,3,H,W) after so many steps from the mean face, and their misfit (B,) as `Recovery` has it."""
+        """Planes (B,3,H,W) after some steps from the mean face, and their misfit (B,) as defined by `Recovery`."""
         white = self._faces.start(self._count).requires_grad_()
         optimiser = torch.optim.Adam([white], betas=_DECAYS)
         fall = math.log(self._options.noise / _FIRST_NOISE)
@@ -191,28 +189,24 @@ class Descent:
             return planes, self._misfit(planes)
 
     def _loss(self, white: Tensor, noise: float) -> Tensor:
-        """The sum over images of what is minimised, times the square of the noise."""
+        """The objective summed over images, times the square of the noise."""
         planes = self._faces.planes(white)
-        edges = sum(
-            ((edge.square() + (_FLAT_EDGE * self._usual).square()).sqrt() / self._usual).sum()
-            for edge in gradients(planes)
-        )
-        beliefs = white.square().sum() / 2 + self._options.edges * edges
-        return self._distance(self._sent(planes), noise).sum() / 2 + noise**2 * beliefs
+        prior = white.square().sum() / 2 + self._options.edges * self._prior.total_variation(planes).sum()
+        return self._distance(self._sent(planes), noise).sum() / 2 + noise**2 * prior
 
     def _distance(self, sent: Mapping[str, Tensor], noise: float) -> Tensor:
-        """Squared distance (B,) of what is sent from what was seen, in units of each channel's usual strength."""
+        """Squared distance (B,) of sent from observed channels, in units of each channel's usual strength."""
         # summed over places before channels are weighted: payloads are large
         parts = [(sent[name] - self._seen[name]).square().sum(2) @ self._weight(name, noise) for name in self._names]
         return torch.stack(parts).sum(0)
 
     def _weight(self, name: str, noise: float) -> Tensor:
-        """Weights (C,) of a tensor's channels; 0 for those that never change."""
+        """Weights (C,) of a tensor's channels; 0 for constant ones."""
         return (noise**2 / ((noise * self._scale[name]).square() + self._rounding[name])).float()
 
     def _sent(self, planes: Tensor) -> dict[str, Tensor]:
-        sent = send(self._hypothesis, planes)
-        return {name: as_channels(sent[name]).float() for name in self._names}
+        sent = send_channels(self._hypothesis, self._names, planes)
+        return {name: channels.float() for name, channels in zip(self._names, sent, strict=True)}
 
     def _misfit(self, planes: Tensor) -> Tensor:
         noise = self._options.noise

@@ -1,4 +1,4 @@
-"""Faces from stored templates: a linear decoder, then descent to an image that a recogniser takes for the same."""
+"""Template inversion: a linear decoder from templates to faces, refined by descent on a recogniser's embedding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ppfr.attacks.attacker import Attacker
-from ppfr.attacks.base import AttackOptions, Recovery, RecoveryAttack, register
+from ppfr.attacks.base import Attack, AttackOptions, Recovery, register
 from ppfr.attacks.learned.ridge import LinearMap, fit_map, unit
 from ppfr.attacks.threat import Has, Sees, ThreatModel
 from ppfr.methods.common.info import MethodInfo
@@ -33,14 +33,14 @@ class TemplateInversionOptions(AttackOptions):
 
 
 @register
-class TemplateInversion(RecoveryAttack):
-    """Images whose template is the stored one, learned from public faces that the attacker has enrolled.
+class TemplateInversion(Attack[Recovery]):
+    """Images from stored templates, learned from public faces that the attacker has enrolled.
 
     A linear decoder (ridge regression from templates to faces) gives a first image. An attacker with a recogniser of
-    its own then learns a linear map from templates to that recogniser's embeddings and changes the image until it has
-    the embedding that belongs to the template. Left free, such a descent ends in noise that fools this one network; so
-    it works on Fourier coefficients, coarse ones first as in photographs, and the image is mirrored and moved about
-    (Mahendran and Vedaldi, CVPR 2015, sections 3 and 4, use natural-image priors and jitter to that end). Published
+    its own then learns a linear map from templates to that recogniser's embeddings and optimises the image towards the
+    embedding that belongs to the template. Unconstrained, such a descent ends in adversarial noise; so it works on
+    Fourier coefficients, weighted as in photographs, and the image is mirrored and shifted at random (Mahendran and
+    Vedaldi, CVPR 2015, sections 3 and 4, use natural-image priors and jitter for the same purpose). Published
     inversions (Mai et al., IEEE TPAMI 2019) train a convolutional decoder on many more faces than the attacker has
     here. Without a recogniser that has PyTorch weights the decoder's image is the result.
     """
@@ -57,7 +57,7 @@ class TemplateInversion(RecoveryAttack):
     def fit(self, attacker: Attacker) -> None:
         faces = attacker.faces.images.to(attacker.device)
         templates = unit(attacker.query(faces, attacker.generator(1))["template"])
-        # a template says next to nothing about which way a face looks
+        # templates hardly depend on which way a face looks
         self._decoder = fit_map(templates, ((faces + faces.flip(-1)) / 2).flatten(1))
         self._guide = self._learn_guide(attacker, templates, faces)
         self._learned_from = f"{len(faces)} public faces, enrolled once each"
@@ -68,7 +68,7 @@ class TemplateInversion(RecoveryAttack):
         wanted = unit(attacker.recogniser.embed(faces, flip=True)).to(faces.device)
         return Guide(attacker.recogniser, fit_map(templates, wanted), attacker.device)
 
-    def recover(self, attacker: Attacker, payload: Payload) -> Recovery:
+    def run(self, attacker: Attacker, payload: Payload) -> Recovery:
         templates = unit(payload["template"])
         images = self._decoder(templates).reshape(-1, 3, *attacker.input_size)
         steps = round(self.options.steps * attacker.budget.effort)
@@ -93,7 +93,7 @@ class TemplateInversion(RecoveryAttack):
         return torch.cat(parts)
 
     def _follow(self, guide: Guide, start: Tensor, goal: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-        """Change `start` (B,3,H,W) until its embedding is `goal` (B,D); each row as if it were alone."""
+        """Optimise images from `start` (B,3,H,W) towards embeddings `goal` (B,D); rows are independent."""
         emphasis = coarse_first((start.shape[2], start.shape[3]), self.options.smoothness).to(start)
         change = torch.zeros_like(start, requires_grad=True)
         optimiser = torch.optim.Adam([change], lr=self.options.rate, betas=_BETAS)
@@ -109,7 +109,7 @@ class TemplateInversion(RecoveryAttack):
 
 
 class Guide:
-    """The attacker's recogniser, and what it would say of a face, judging by the face's template."""
+    """The attacker's recogniser, and a linear map from templates to its embeddings."""
 
     def __init__(self, recogniser: Recogniser, to_embedding: LinearMap, device: torch.device) -> None:
         assert recogniser.backbone is not None
@@ -119,7 +119,7 @@ class Guide:
         self._to_embedding = to_embedding
 
     def goal(self, templates: Tensor) -> Tensor:
-        """Unit embeddings (B,D) to look for."""
+        """Unit embeddings (B,D) that belong to templates."""
         return F.normalize(self._to_embedding(templates))
 
     def likeness(self, images: Tensor, goal: Tensor) -> Tensor:
