@@ -73,11 +73,12 @@ def site(
 
 @pytest.fixture
 def tab(browser: Chromium, site: Site) -> Tab:
-    """The page, open; what earlier tests sent is forgotten."""
+    """The page, open, on an empty gallery."""
     return opened(browser, site)
 
 
 def opened(browser: Chromium, site: Site) -> Tab:
+    httpx.delete(f"{site.url}api/v1/recognition/subjects", headers={"x-api-key": site.key}).raise_for_status()
     site.requests.clear()
     tab = browser.open(site.url)
     tab.wait_for("document.body?.dataset.ready")

@@ -1,4 +1,4 @@
-"""`ppfr gallery ...`: what an operator does with a server's database and its keys."""
+"""`ppfr gallery ...`: administration of a server's database and keys."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TemplateKeyFileOption = Annotated[
 ]
 DATABASE = "sqlite:///gallery.db"
 
-gallery_app = typer.Typer(no_args_is_help=True, help="Look after a server's gallery: API keys, encryption, checks.")
+gallery_app = typer.Typer(no_args_is_help=True, help="Administer a server's gallery: API keys, encryption, checks.")
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of a gallery; a running server knows of changes at once.")
 gallery_app.add_typer(keys_app, name="keys")
 app.add_typer(gallery_app, name="gallery")
@@ -75,7 +75,7 @@ def revoke_key(
     key: Annotated[str, typer.Argument(help="The key's id, from `ppfr gallery keys list`.")],
     gallery: GalleryOption = DATABASE,
 ) -> None:
-    """Make an API key useless."""
+    """Revoke an API key."""
     if not _open(gallery).api_keys.revoke(key):
         raise GalleryError(f"there is no API key with the id {key!r}; `ppfr gallery keys list` names them")
     _print({"revoked": key})
@@ -114,11 +114,11 @@ def rotate(
         typer.Option("--forget", help="Then drop older keys from the file; backups need the file as it is before."),
     ] = False,
 ) -> None:
-    """Encrypt all templates anew, under a new key.
+    """Encrypt all templates with a new key.
 
     A key file gets the new key in front; with PPFR_GALLERY_KEY, give it as NEW,OLD. Servers may run meanwhile: they
     read the file again when they meet the new key (one with the variable wants a restart). A rotation that was stopped
-    goes on when called again.
+    continues when called again.
     """
     from ppfr.util.keyring import ENVIRONMENT, Keyring
     from ppfr.util.progress import progress_callback
@@ -126,7 +126,7 @@ def rotate(
     ring = Keyring.load(key_file)
     opened = _open(gallery, ring)
     ring = _with_key_to_renew_to(ring, key_file, opened.keys.encryption_keys(), ENVIRONMENT)
-    with progress_callback("encrypting anew") as progress:
+    with progress_callback("encrypting") as progress:
         changed = opened.keys.rotate(ring, progress)
     if forget and key_file is not None:
         ring = ring.without_old_keys()
@@ -152,8 +152,8 @@ def reissue(
 
     Rotated templates are carried over and nobody enrols again. Slerp ones cannot be: with --drop-templates they are
     removed, and their subjects stay, to be enrolled again. A key file gets the new key in front; with
-    PPFR_TEMPLATE_KEY, give it as NEW,OLD. Servers may run meanwhile; start them anew when it is done, since until then
-    they compare under the old key, in memory. A reissue that was stopped goes on when called again.
+    PPFR_TEMPLATE_KEY, give it as NEW,OLD. Servers may run meanwhile; restart them when it is done, since until then
+    they compare under the old key, in memory. A reissue that was stopped continues when called again.
 
     If the encryption key leaked too, also call `ppfr gallery rotate`.
     """
@@ -190,9 +190,9 @@ def check(
     template_key_file: TemplateKeyFileOption = None,
     index: IndexOption = "exact",
 ) -> None:
-    """Open every template, fill an index, and compare it with the database; exit status 1 if anything is amiss.
+    """Open every template, fill an index, and compare it with the database; exit status 1 for any problem.
 
-    With milvus:URI the servers' collection itself is compared, before anything in it is mended.
+    With milvus:URI the servers' collection is compared as it is, without repairing it.
     """
     from ppfr.serving.search.check import check_gallery
     from ppfr.util.keyring import Keyring

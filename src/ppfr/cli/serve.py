@@ -44,7 +44,7 @@ def serve(
         str,
         typer.Option(
             help="Which graph of the server to run: float32, or float16 or int8 where `ppfr export --precision` wrote "
-            "it and told what it costs."
+            "it and measured its cost."
         ),
     ] = "float32",
     host: Annotated[str, typer.Option(help="Address to listen at; put a TLS proxy before any but this one.")] = (
@@ -106,7 +106,7 @@ def serve(
     elif not service.gallery.api_keys.all():
         service.close()
         raise GalleryError(
-            f"gallery {hide_password(gallery)!r} has no API key, so nobody could ask; begin with --init, or "
+            f"gallery {hide_password(gallery)!r} has no API key, so that no client could use it; begin with --init, or "
             "`ppfr gallery keys add`"
         )
     if index == "approximate":

@@ -1,15 +1,13 @@
-"""The client's SDK: photo in, subject out; only payloads leave this process."""
+"""The client library: photos in, subjects out; only payloads leave this process."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -22,13 +20,15 @@ from ppfr.serving.runtime.protector import Protector
 from ppfr.util.errors import DataError, ServiceError
 
 Photo = Path | str | Images
+_Outcome = httpx.Response | httpx.TransportError
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 _CROP = 112
-# what a later attempt may change: too many requests, a proxy's or server's moment of weakness
-_AGAIN = {429, 502, 503, 504}
+# too many requests, and faults of a proxy or server that may pass
+_RETRIED = {429, 502, 503, 504}
 _API = "/api/v1/recognition"
 
 
-class Shutter:
+class PhotoProtector:
     """Photo to message: finds the largest face, aligns it and protects it. With no `detector`, photos are crops."""
 
     def __init__(self, client_dir: Path | str, detector: Detector | None) -> None:
@@ -36,7 +36,7 @@ class Shutter:
         self._detector = detector
 
     def message(self, photo: Photo) -> bytes:
-        """What may leave this device; raises DataError when there is no face, or the file is no image."""
+        """The message to send; raises DataError when there is no face, or the file is no image."""
         image = read_image(photo, None) if isinstance(photo, (str, Path)) else photo
         if self._detector is not None:
             faces = self._detector.detect(image)
@@ -47,44 +47,10 @@ class Shutter:
         return self._protector.to_bytes(to_tensor(fit_crop(image, size)[None]))
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One request, and how it is retried."""
+class _Requests(Generic[Http]):
+    """Requests, retries and results, whichever way requests are sent."""
 
-    path: str
-    body: bytes
-    params: Mapping[str, str | int] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-class _Requests:
-    """What both clients share: how a question becomes a request, and an answer a result."""
-
-    def __init__(self, client_dir: Path | str, detector: Detector | None, retries: int, pause: float) -> None:
-        self._shutter = Shutter(client_dir, detector)
-        self._retries, self._pause = retries, pause
-
-    def _enrol(self, photo: Photo, subject: str) -> _Call:
-        # the same for every attempt: an answer that got lost must not enrol twice
-        headers = {"Idempotency-Key": str(uuid.uuid4())}
-        return _Call(f"{_API}/faces", self._shutter.message(photo), {"subject": subject}, headers)
-
-    def _recognise(self, photo: Photo, limit: int) -> _Call:
-        return _Call(f"{_API}/recognize", self._shutter.message(photo), {"limit": limit})
-
-    def _verify(self, photo: Photo, subject: str) -> _Call:
-        return _Call(f"{_API}/subjects/{quote(subject, safe='')}/verify", self._shutter.message(photo))
-
-    def _wait(self, attempt: int, answer: httpx.Response | None) -> float:
-        asked = answer.headers.get("retry-after", "") if answer is not None else ""
-        return float(asked) if asked.isdigit() else self._pause * 2**attempt
-
-    def _goes_on(self, attempt: int, answer: httpx.Response | None) -> bool:
-        return attempt < self._retries and (answer is None or answer.status_code in _AGAIN)
-
-
-class Client(_Requests):
-    """Talks to one server; photos are protected here. For one thread at a time."""
+    _http_class: type[Http]
 
     def __init__(
         self,
@@ -96,32 +62,79 @@ class Client(_Requests):
         retries: int = 3,
         pause: float = 0.2,
         timeout: float = 10.0,
-        transport: httpx.BaseTransport | None = None,
+        transport: Any = None,
     ) -> None:
-        """`client_dir` is what `ppfr export` wrote for clients. `detector` finds and aligns the face in a photo (see
-        `ppfr.data.detection.detectors.open_detector`); without one, photos are taken for aligned crops. A request that
-        meets no answer or a busy server is repeated up to `retries` times, `pause` seconds later and twice as long each
-        time. Raises CheckpointError.
+        """`client_dir` is what `ppfr export` wrote, or the `client/` folder in it.
+
+        `detector` finds and aligns the face in a photo (see `ppfr.data.detection.detectors.open_detector`); without
+        one, photos are taken for aligned crops. A request that gets no answer or meets a busy server is repeated up to
+        `retries` times, after `pause` seconds and twice as long each time. `transport` is httpx's. Raises
+        CheckpointError.
         """
-        super().__init__(client_dir, detector, retries, pause)
-        self._http = httpx.Client(
+        self._photos = PhotoProtector(client_dir, detector)
+        self._retries, self._pause = retries, pause
+        # a detector is for one thread at a time
+        self._protecting = asyncio.Lock()
+        self._http: Http = self._http_class(
             base_url=url, headers={"x-api-key": api_key}, timeout=timeout, transport=transport, trust_env=False
         )
 
+    def _enrol(self, photo: Photo, subject: str) -> dict[str, Any]:
+        # the same for every attempt: repeating a request whose answer got lost must not enrol twice
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        return self._request("faces", photo, params={"subject": subject}, headers=headers)
+
+    def _recognise(self, photo: Photo, limit: int) -> dict[str, Any]:
+        return self._request("recognize", photo, params={"limit": limit})
+
+    def _verify(self, photo: Photo, subject: str) -> dict[str, Any]:
+        return self._request(f"subjects/{quote(subject, safe='')}/verify", photo)
+
+    def _request(self, path: str, photo: Photo, **rest: Any) -> dict[str, Any]:
+        return {"url": f"{_API}/{path}", "content": self._photos.message(photo), **rest}
+
+    def _wait(self, attempt: int, outcome: _Outcome) -> float | None:
+        """Seconds until the next attempt; None when there is none."""
+        answer = outcome if isinstance(outcome, httpx.Response) else None
+        if attempt >= self._retries or (answer is not None and answer.status_code not in _RETRIED):
+            return None
+        asked = answer.headers.get("retry-after", "") if answer is not None else ""
+        return float(asked) if asked.isdigit() else self._pause * 2**attempt
+
+    def _result(self, outcome: _Outcome) -> Any:
+        url = self._http.base_url
+        if isinstance(outcome, httpx.TransportError):
+            raise ServiceError(f"{url} does not answer ({outcome}); is `ppfr serve` running there?")
+        try:
+            body = outcome.json()
+        except ValueError:
+            body = {"message": outcome.text[:200]}
+        if outcome.is_success:
+            return body
+        reason = body.get("message") if isinstance(body, dict) else None
+        message = f"{url} refused with {outcome.status_code}: {reason or 'no reason given'}"
+        raise ServiceError(message, outcome.status_code)
+
+
+class Client(_Requests[httpx.Client]):
+    """Talks to one server; photos are protected here. For one thread at a time."""
+
+    _http_class = httpx.Client
+
     def enrol(self, photo: Photo, subject: str) -> str:
-        """Store the face under a subject; returns the face's id. Raises DataError and ServiceError, as all here."""
+        """Store the face under a subject; returns the face's id. Raises DataError and ServiceError."""
         return str(self._send(self._enrol(photo, subject))["image_id"])
 
     def recognise(self, photo: Photo, limit: int = 1) -> list[Candidate]:
-        """The most similar subjects, best first."""
+        """The most similar subjects, best first. Raises DataError and ServiceError."""
         return _candidates(self._send(self._recognise(photo, limit))["result"][0]["subjects"])
 
     def verify(self, photo: Photo, subject: str) -> float:
-        """The cosine in [-1,1] of the photo with the nearest face of a subject."""
+        """The cosine in [-1,1] of the photo with the nearest face of a subject. Raises DataError and ServiceError."""
         return float(self._send(self._verify(photo, subject))["result"][0]["similarity"])
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -130,62 +143,39 @@ class Client(_Requests):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _send(self, call: _Call) -> Any:
-        for attempt in range(self._retries + 1):
-            answer, reason = None, ""
+    def _send(self, request: dict[str, Any]) -> Any:
+        attempt = 0
+        while True:
             try:
-                answer = self._http.post(call.path, params=call.params, content=call.body, headers=call.headers)
+                outcome: _Outcome = self._http.post(**request)
             except httpx.TransportError as error:
-                reason = str(error)
-            if not self._goes_on(attempt, answer):
-                break
-            time.sleep(self._wait(attempt, answer))
-        return _result(answer, reason, self._http.base_url)
+                outcome = error
+            wait = self._wait(attempt, outcome)
+            if wait is None:
+                return self._result(outcome)
+            time.sleep(wait)
+            attempt += 1
 
 
-class AsyncClient(_Requests):
+class AsyncClient(_Requests[httpx.AsyncClient]):
     """As `Client`, for asyncio; faces are found and protected in a thread."""
 
-    def __init__(
-        self,
-        url: str,
-        client_dir: Path | str,
-        api_key: str,
-        *,
-        detector: Detector | None = None,
-        retries: int = 3,
-        pause: float = 0.2,
-        timeout: float = 10.0,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        """As `Client`."""
-        super().__init__(client_dir, detector, retries, pause)
-        # a detector is for one thread at a time
-        self._turn = asyncio.Lock()
-        self._http = httpx.AsyncClient(
-            base_url=url, headers={"x-api-key": api_key}, timeout=timeout, transport=transport, trust_env=False
-        )
+    _http_class = httpx.AsyncClient
 
     async def enrol(self, photo: Photo, subject: str) -> str:
         """As `Client.enrol`."""
-        async with self._turn:
-            call = await asyncio.to_thread(self._enrol, photo, subject)
-        return str((await self._send(call))["image_id"])
+        return str((await self._send(self._enrol, photo, subject))["image_id"])
 
     async def recognise(self, photo: Photo, limit: int = 1) -> list[Candidate]:
         """As `Client.recognise`."""
-        async with self._turn:
-            call = await asyncio.to_thread(self._recognise, photo, limit)
-        return _candidates((await self._send(call))["result"][0]["subjects"])
+        return _candidates((await self._send(self._recognise, photo, limit))["result"][0]["subjects"])
 
     async def verify(self, photo: Photo, subject: str) -> float:
         """As `Client.verify`."""
-        async with self._turn:
-            call = await asyncio.to_thread(self._verify, photo, subject)
-        return float((await self._send(call))["result"][0]["similarity"])
+        return float((await self._send(self._verify, photo, subject))["result"][0]["similarity"])
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -196,30 +186,20 @@ class AsyncClient(_Requests):
     ) -> None:
         await self.close()
 
-    async def _send(self, call: _Call) -> Any:
-        for attempt in range(self._retries + 1):
-            answer, reason = None, ""
+    async def _send(self, request_of: Any, *asked: Any) -> Any:
+        async with self._protecting:
+            request = await asyncio.to_thread(request_of, *asked)
+        attempt = 0
+        while True:
             try:
-                answer = await self._http.post(call.path, params=call.params, content=call.body, headers=call.headers)
+                outcome: _Outcome = await self._http.post(**request)
             except httpx.TransportError as error:
-                reason = str(error)
-            if not self._goes_on(attempt, answer):
-                break
-            await asyncio.sleep(self._wait(attempt, answer))
-        return _result(answer, reason, self._http.base_url)
-
-
-def _result(answer: httpx.Response | None, reason: str, url: httpx.URL) -> Any:
-    if answer is None:
-        raise ServiceError(f"{url} does not answer ({reason}); is `ppfr serve` running there?")
-    try:
-        body = answer.json()
-    except ValueError:
-        body = {"message": answer.text[:200]}
-    if answer.is_success:
-        return body
-    told = body.get("message", "no reason given") if isinstance(body, dict) else "no reason given"
-    raise ServiceError(f"{url} refused with {answer.status_code}: {told}", answer.status_code)
+                outcome = error
+            wait = self._wait(attempt, outcome)
+            if wait is None:
+                return self._result(outcome)
+            await asyncio.sleep(wait)
+            attempt += 1
 
 
 def _candidates(subjects: list[dict[str, Any]]) -> list[Candidate]:

@@ -1,4 +1,4 @@
-"""What a deployment's clients and server agree on before they talk, and its id; nothing in it is secret."""
+"""The contract of a deployment: what its clients and server must agree on. Nothing in it is secret."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Contract:
 
     @property
     def warning(self) -> str | None:
-        """What people must know whose faces are sent where the method protects nothing of it; None where it does."""
+        """A warning for users whose method protects nothing of what is sent; None for one that protects."""
         # a method that protects templates alone sends what its base sends
         sender = self.config["options"].get("base", self.config["method"])
         if method_class(sender).info.protects:
@@ -85,7 +85,7 @@ class Contract:
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """Read what `save` wrote; raises CheckpointError for a folder that is no half of a deployment."""
+        """Read `contract.json`; raises CheckpointError for a folder that is no half of a deployment."""
         path = Path(folder) / CONTRACT_FILE
         try:
             values = json.loads(path.read_text())

@@ -48,7 +48,7 @@ class Service:
 
     def recognise(self, message: bytes, limit: int = 1) -> list[Candidate]:
         """The `limit` most similar subjects, best first."""
-        return self.index.search(self._probes(message)[0], limit)
+        return self.index.search(self._embed(message, images=1)[0], limit)
 
     def verify_face(self, message: bytes, face: str) -> Candidate | None:
         """How similar the probe is to one enrolled face; None if there is no such face."""

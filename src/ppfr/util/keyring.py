@@ -1,4 +1,4 @@
-"""Keys that templates are encrypted with at rest: AES-256-GCM, several generations, one of them current."""
+"""A ring of keys for encryption at rest (AES-256-GCM): several generations, one of them current."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KEY, _NONCE = 32, 12
 
 @dataclass(frozen=True)
 class Sealed:
-    """An encrypted text, its nonce in front, and the id of the key that opens it."""
+    """A ciphertext with its nonce in front, and the id of its key."""
 
     key_id: str
     data: bytes
@@ -36,8 +36,8 @@ class Sealed:
 class Keyring:
     """Keys by id, of which the `current` one encrypts.
 
-    Every text is bound to a context: it opens under the same context only, so that rows of a database cannot be
-    exchanged. Nonces are random, which is sound for 2^32 texts a key (NIST SP 800-38D, section 8.3).
+    Every text is bound to a context (associated data) and opens under the same context only, so that rows of a database
+    cannot be exchanged. Nonces are random, which is safe for 2^32 texts a key (NIST SP 800-38D, section 8.3).
     """
 
     def __init__(self, keys: Mapping[str, bytes], current: str, *, file: Path | None = None) -> None:
@@ -88,7 +88,7 @@ class Keyring:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, GalleryError):
                 raise
-            raise GalleryError(f"key file {path} is not one of ppfr's: {error}") from error
+            raise GalleryError(f"key file {path} is not a key file of ppfr: {error}") from error
 
     def save(self, file: Path | str) -> None:
         """Write the ring, atomically, for its owner's eyes only (mode 0600)."""
@@ -101,7 +101,7 @@ class Keyring:
         return [*(name for name in self._keys if name != self.current), self.current]
 
     def again(self) -> Keyring:
-        """The ring as its file is now; a ring that did not come from a file stays as it is. Raises as `load`."""
+        """The ring read again from its file; a ring without a file stays as it is. Raises as `load`."""
         return self if self._file is None else Keyring.load(self._file)
 
     def with_new_key(self) -> Keyring:
@@ -127,12 +127,10 @@ class Keyring:
         try:
             return AESGCM(key).decrypt(sealed.data[:_NONCE], sealed.data[_NONCE:], context.encode())
         except (InvalidTag, ValueError) as error:
-            raise GalleryError(
-                f"a template does not open: it was damaged, or belongs elsewhere than {context}"
-            ) from error
+            raise GalleryError(f"a template does not open: it was damaged, or does not belong to {context}") from error
 
     def derive(self, purpose: str, key: str | None = None) -> bytes:
-        """A key of 32 bytes for another purpose (HKDF-SHA-256, RFC 5869), of the current key or of another one."""
+        """A key of 32 bytes for another purpose (HKDF-SHA-256, RFC 5869), from the current key or another one."""
         chosen = self._keys[self.current if key is None else key]
         return HKDF(hashes.SHA256(), _KEY, None, f"ppfr {purpose}".encode()).derive(chosen)
 

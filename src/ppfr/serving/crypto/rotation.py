@@ -1,4 +1,4 @@
-"""A keyed rotation: templates that keep their cosines among each other and mean nothing to who lacks the key."""
+"""A keyed rotation of templates, which keeps their cosines under one key and makes them useless without it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ppfr.util.errors import GalleryError
 class KeyedRotation:
     """An orthogonal map of templates (N,D) drawn from a secret key, uniformly among all of them.
 
-    Inner products stay, so a search engine finds the same; which face a rotated template shows cannot be learned from
-    it alone. It is no encryption: whoever has D pairs of templates before and behind knows the rotation. Drawn by QR
-    after Stewart (SIAM J. Numer. Anal. 1980).
+    Inner products stay, so a search engine finds the same; a rotated template alone does not reveal its face. It is no
+    encryption: D pairs of templates and rotated templates determine the rotation. Drawn by QR decomposition after
+    Stewart (SIAM J. Numer. Anal. 1980). Raises GalleryError for a key of less than 16 bytes.
     """
 
     def __init__(self, key: bytes, size: int) -> None:
@@ -39,13 +39,13 @@ class KeyedRotation:
 
 
 def keyed_uniform(key: bytes, count: int) -> npt.NDArray[np.float64]:
-    """Numbers (count,) within (0,1) that follow from a key, the same on every platform (SHAKE-256)."""
+    """Uniform numbers (count,) in (0,1) derived from a key, the same on every platform (SHAKE-256)."""
     stream = hashlib.shake_256(key).digest(8 * count)
     return (np.frombuffer(stream, dtype=">u8").astype(np.float64) + 0.5) / 2.0**64
 
 
 def keyed_normal(key: bytes, count: int) -> npt.NDArray[np.float64]:
-    """Numbers (count,) from the standard normal distribution that follow from a key."""
+    """Standard normal numbers (count,) derived from a key."""
     found: npt.NDArray[np.float64] = ndtri(np.clip(keyed_uniform(key, count), 1e-300, 1 - 1e-16))
     return found
 

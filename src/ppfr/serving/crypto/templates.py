@@ -1,4 +1,4 @@
-"""Revocable templates: what is done to embeddings, under a key, before a gallery stores and compares them."""
+"""Cancelable (revocable) templates: keyed transforms of embeddings before a gallery stores and compares them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ppfr.util.errors import GalleryError
 from ppfr.util.keyring import Keyring
 
 ENVIRONMENT = "PPFR_TEMPLATE_KEY"
-# SlerpFace's: how far towards the noise, groups of dimensions, and the share that each of them loses
+# SlerpFace's: position on the arc towards the noise, groups of dimensions, and the share that each of them drops
 _SHARE, _GROUPS, _DROPPED = 0.7, 8, 0.25
 
 
 class TemplateKind(StrEnum):
-    """What a gallery keeps of an embedding; chosen when it is made.
+    """Template protection of a gallery; chosen when the gallery is made.
 
     `plain` is the embedding itself. `rotated` is the embedding under a keyed rotation, which keeps cosines: under
     another key, templates are carried over without anyone enrolling again. `slerp` is the rotated embedding after
-    SlerpFace (Zhong et al., AAAI 2025), which drops dimensions: nobody gets the embedding back, not with the key
-    either, so under another key people must enrol again. SlerpFace alone would not do: what two of its keys make of an
-    embedding has a cosine that tells people apart, while the rotation before it leaves nothing to compare.
+    SlerpFace (Zhong et al., AAAI 2025), which drops dimensions: the embedding cannot be recovered even with the key, so
+    under another key people must enrol again. SlerpFace alone would not be unlinkable: templates of one person under
+    two of its keys have a larger cosine than templates of two people; the rotation before it removes this.
     """
 
     PLAIN = "plain"
@@ -34,7 +34,7 @@ class TemplateKind(StrEnum):
 
 
 class TemplateProtection:
-    """Makes templates from embeddings under the keys of a ring, one kind for a whole gallery.
+    """Turns embeddings into templates of one kind, under the keys of a ring.
 
     Keys go by their ids; plain templates have the key "". Raises GalleryError for a kind that is not known, for a ring
     that is absent or not wanted, and for keys that the ring lacks even after its file was read again.
@@ -46,7 +46,7 @@ class TemplateProtection:
         except ValueError as error:
             raise GalleryError(f"templates {kind!r}; expected {', '.join(TemplateKind)}") from error
         if self.kind is TemplateKind.PLAIN and keyring is not None:
-            raise GalleryError("the gallery's templates are plain and have no key; leave the template key away")
+            raise GalleryError("the gallery's templates are plain and have no key; give no template key")
         self.size = size
         self.keyring = keyring
         self._maps: dict[str, tuple[KeyedRotation, TemplateKey | None]] = {}
@@ -54,12 +54,12 @@ class TemplateProtection:
 
     @property
     def exact(self) -> bool:
-        """Whether templates keep all that the embedding says, so that they can be carried over to another key."""
+        """Whether templates keep all information of the embedding, so that they can be carried over to another key."""
         return self.kind is not TemplateKind.SLERP
 
     @property
     def current(self) -> str:
-        """Id of the key that is to be used from now on."""
+        """Id of the key for new templates."""
         return "" if self.kind is TemplateKind.PLAIN else self._ring.current
 
     @torch.no_grad()
@@ -81,7 +81,7 @@ class TemplateProtection:
         return self._of(new)[0](self._of(old)[0].inverse(templates))
 
     def learn(self, key: str) -> None:
-        """Be ready for a key; a key once used stays known when the ring's file has forgotten it."""
+        """Load a key, which then stays known if it is removed from the ring's file."""
         if self.kind is not TemplateKind.PLAIN:
             self._of(key)
 
@@ -110,7 +110,7 @@ class TemplateProtection:
         rotation = KeyedRotation(self._ring.derive("template rotation", key), self.size)
         if self.kind is TemplateKind.ROTATED:
             return rotation, None
-        # not by a seeded generator of PyTorch's, which can be in 2^32 states only
+        # not from a seeded generator of PyTorch, which has only 2^32 states
         secret = self._ring.derive("template noise", key)
         noise = torch.from_numpy(keyed_normal(b"slerp noise" + secret, self.size)).float()
         order = torch.from_numpy(keyed_uniform(b"slerp groups" + secret, self.size).argsort())

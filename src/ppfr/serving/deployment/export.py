@@ -25,9 +25,9 @@ from ppfr.util.tensorfiles import write_tensors
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export found: the contract, how far ONNX Runtime is from PyTorch, and images the graph takes at a time.
+    """Result of an export: the contract, the difference of ONNX Runtime from PyTorch, and the graph's batch size.
 
-    `batch` is None where the graph takes any number. `graph` is the client's own, for clients without Python.
+    `batch` is None if the graph takes any number of images. `graph` is the client's own, for clients without Python.
     """
 
     contract: Contract
@@ -69,7 +69,7 @@ def export_method(method: Method, out: Path, *, coding: str = "float32", seed: i
 
 
 def _refuse_other_deployment(out: Path, contract: Contract) -> None:
-    """Where two deployments mix, clients and graphs of one meet the contract of the other."""
+    """Files of two deployments in one folder would be used together."""
     for half in (out / CLIENT, out / SERVER):
         if half.is_dir() and any(half.iterdir()):
             found = Contract.load(half)
@@ -81,7 +81,7 @@ def _refuse_other_deployment(out: Path, contract: Contract) -> None:
 
 
 class _Embed(nn.Module):
-    """`embed` with the payload's tensors as arguments, as graphs have them."""
+    """`embed` with the payload's tensors as positional arguments, for the exporter."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()

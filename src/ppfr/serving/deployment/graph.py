@@ -1,4 +1,4 @@
-"""The client as an ONNX graph with its description, for clients without Python, such as the web page."""
+"""The client as an ONNX graph, for clients without Python such as the web page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class SavedGraph:
-    """A client's graph on disk: how far ONNX Runtime is from PyTorch, as a share of a tensor's largest value."""
+    """A written client's graph, with the difference of ONNX Runtime from PyTorch as a share of the largest value."""
 
     difference: float
 
@@ -52,7 +52,7 @@ def save_protect_graph(bare: Method, method: Method, image: Tensor, folder: Path
         "images": list(image.shape),
         "secrets": {name: _described(secrets[name]) for name in graph.secrets},
         "draws": [asdict(draw) for draw in graph.draws],
-        # a payload may hold a tensor that is called as an input is
+        # a payload's tensor may have the name of an input
         "outputs": {name: _output(name) for name in names},
     }
     atomic_write(folder / GRAPH_INFO_FILE, json.dumps(description, indent=2) + "\n")
@@ -66,7 +66,7 @@ def save_protect_graph(bare: Method, method: Method, image: Tensor, folder: Path
 
 
 class GraphProtector:
-    """A client's graph, run by ONNX Runtime: what a client in any language does."""
+    """Runs a client's graph with ONNX Runtime, as a client in any language does."""
 
     def __init__(self, folder: Path) -> None:
         """Load a `client/` folder; raises CheckpointError when it holds no graph."""
@@ -90,7 +90,7 @@ class GraphProtector:
 
 
 class _Client(nn.Module):
-    """The graph with arguments by position, as exports have them."""
+    """The graph with positional arguments, for the exporter."""
 
     def __init__(self, bare: Method, graph: ProtectGraph, inputs: list[str], outputs: list[str]) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def _described(tensor: Tensor) -> dict[str, Any]:
 
 @torch.no_grad()
 def _difference(protector: GraphProtector, method: Method, image: Tensor) -> float:
-    """How far the graph is from `Method.protect`, of the largest value; one level of whole numbers is no difference."""
+    """Difference of the graph from `Method.protect`, as a share of the largest value; whole numbers may differ by 1."""
     generator = torch.Generator().manual_seed(1)
     draws = {draw.name: draw.sample(generator) for draw in protector.draws}
     found = protector.protect(image, method.secrets(), draws)
@@ -123,7 +123,7 @@ def _difference(protector: GraphProtector, method: Method, image: Tensor) -> flo
         wanted = tensor.numpy().astype(np.float64)
         apart = np.abs(found[name] - wanted)
         if not tensor.is_floating_point():
-            # rounding may fall to either side
+            # rounding may go either way
             apart = np.maximum(apart - 1, 0)
         worst = max(worst, float(apart.max() / max(np.abs(wanted).max(), 1e-12)))
     return worst

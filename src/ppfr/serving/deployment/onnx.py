@@ -1,4 +1,4 @@
-"""PyTorch to ONNX, as both halves of a deployment are written."""
+"""Export of PyTorch modules to ONNX."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# how far ONNX Runtime may be from PyTorch, as a share of the largest value of an output
+# largest difference of ONNX Runtime from PyTorch, as a share of an output's largest value
 TOLERANCE = 1e-4
 
 
@@ -36,7 +36,7 @@ def write_onnx(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """PyTorch's exporter tells of operators of packages that are not installed, which is nobody's concern here."""
+    """Silence the exporter's warnings of packages that are not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Smaller variants of the server's graph, calibrated on faces, and what they cost."""
+"""Quantised variants of the server's graph, calibrated on faces, and their cost in accuracy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CALIBRATION_FACES = 128
 
 @dataclass(frozen=True)
 class PrecisionCost:
-    """What a precision costs: its file, cosines to the float32 embeddings of the same payloads, accuracy of pairs.
+    """Cost of a precision: file size, cosines to the float32 embeddings of the same payloads, accuracy on pairs.
 
     `accuracy` has its bootstrap interval over people, all in [0, 1]; pairs are single, unmirrored queries.
     """
@@ -96,9 +96,9 @@ def measure_costs(
     for name, found in zip(names, embeddings, strict=True):
         cosines = (unit_rows(found) * unit_rows(embeddings[0])).sum(1)
         groups = (faces.labels[drawn.first], faces.labels[drawn.second])
-        told = verification(found[first], found[second], drawn.same, groups=groups, seed=seed)
+        pairs_found = verification(found[first], found[second], drawn.same, groups=groups, seed=seed)
         size = (server / variant_file(name)).stat().st_size
-        accuracies = (told.accuracy, told.accuracy_low, told.accuracy_high)
+        accuracies = (pairs_found.accuracy, pairs_found.accuracy_low, pairs_found.accuracy_high)
         costs.append(PrecisionCost(name, size, float(cosines.mean()), float(cosines.min()), *accuracies))
     return costs
 
@@ -124,7 +124,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what ONNX Runtime warns of as it folds constants and meets weights that have no channels."""
+    """Silence ONNX Runtime's warnings of folded constants and of weights without channels."""
     onnxruntime.set_default_logger_severity(3)
     logging.disable(logging.WARNING)
     try:
@@ -136,7 +136,7 @@ def _quiet() -> Iterator[None]:
 
 def _quantise(source: Path, target: Path, batches: Iterator[Mapping[str, np.ndarray]]) -> None:
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        # batch norms are folded first: what remains beside a convolution would be rounded by itself
+        # batch norms are folded first, since otherwise they would be quantised separately
         plain = Path(folder) / "plain.onnx"
         quant_pre_process(source, plain, skip_symbolic_shape=True)
         quantize_static(
@@ -152,9 +152,9 @@ def _quantise(source: Path, target: Path, batches: Iterator[Mapping[str, np.ndar
 
 
 def _delicate(model: onnx.ModelProto) -> list[str]:
-    """Convolutions whose input channels differ too much in strength for one 8-bit range, and which hold few weights.
+    """Names of convolutions to leave in float32: the first, which sees the payload, and the depthwise ones.
 
-    That is the first, which sees the payload, and those of each channel by itself.
+    Their input channels differ too much in scale for one 8-bit range, and they hold few weights.
     """
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     return [

@@ -17,7 +17,7 @@ from ppfr.util.errors import GalleryError
 METADATA = sa.MetaData()
 _SEQUENCE = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 MOST_NAME = 255
-# a number of our own for PostgreSQL's lock
+# the number of our advisory lock in PostgreSQL
 _WRITERS = 0x70706672
 
 SETTINGS = sa.Table(
@@ -80,9 +80,9 @@ AUDIT = sa.Table(
 
 
 class Database:
-    """Transactions on the tables, one writer at a time; what was written is on disk when the transaction ends.
+    """Transactions on the tables, with one writer at a time; a finished transaction is on disk.
 
-    Raises GalleryError for an address that names no database and for one that does not answer.
+    Raises GalleryError for an address that names no database, and for a database that does not answer.
     """
 
     def __init__(self, url: str) -> None:
@@ -106,18 +106,18 @@ class Database:
         return self._engine.dialect.name == "sqlite"
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._engine.dispose()
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that sees one state."""
+        """A transaction that sees one state of the database."""
         with self._engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction, committed at the end; others wait."""
+        """A transaction that is committed at the end; other writers wait."""
         with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
             if connection.dialect.name == "postgresql":
                 # one writer at a time, as in SQLite: changes are numbered in the order in which they become visible
@@ -126,7 +126,7 @@ class Database:
 
     @contextmanager
     def reachable(self) -> Iterator[None]:
-        """Turns the database's complaints into GalleryError, and closes it."""
+        """Turns errors of the database into GalleryError, and closes it."""
         try:
             yield
         except SQLAlchemyError as error:
@@ -134,34 +134,34 @@ class Database:
             raise GalleryError(f"gallery {self} cannot be used: {error}") from error
 
     def holds_gallery(self) -> bool:
-        """Whether the tables are there; makes no file."""
+        """Whether the tables exist; creates no file."""
         file = self._engine.url.database if self.is_sqlite else None
         if file is not None and not Path(file).is_file():
             return False
         return sa.inspect(self._engine).has_table(SETTINGS.name)
 
     def settings(self) -> dict[str, str]:
-        """What is written down about the gallery, by name."""
+        """The gallery's settings by name."""
         with self.reading() as connection:
             return {row.name: row.value for row in connection.execute(SETTINGS.select())}
 
     def scrub(self) -> None:
-        """Let SQLite's log forget deleted templates as well."""
+        """Remove deleted templates from SQLite's log as well."""
         if self.is_sqlite:
             with self._engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def damage(self) -> list[str]:
-        """What SQLite's own check finds amiss; PostgreSQL has none to ask."""
+        """Problems that SQLite's own check finds; PostgreSQL has no such check."""
         if not self.is_sqlite:
             return []
         with self.reading() as connection:
-            told = connection.exec_driver_sql("PRAGMA integrity_check").scalars()
-            return [f"SQLite: {line}" for line in told if line != "ok"]
+            found = connection.exec_driver_sql("PRAGMA integrity_check").scalars()
+            return [f"SQLite: {line}" for line in found if line != "ok"]
 
 
 def hide_password(url: str) -> str:
-    """A database's address as it may be shown."""
+    """A database's address without its password."""
     return re.sub(r"(//[^/@:]*):[^/]*@", r"\1:***@", url)
 
 
@@ -171,13 +171,13 @@ def create_tables(connection: sa.Connection) -> None:
 
 
 def setting(connection: sa.Connection, name: str) -> str | None:
-    """What is written down under a name."""
+    """A setting's value, or None."""
     found: str | None = connection.scalar(sa.select(SETTINGS.c.value).where(SETTINGS.c.name == name))
     return found
 
 
 def write_setting(connection: sa.Connection, name: str, value: str) -> None:
-    """Write down, or write over."""
+    """Set a setting."""
     connection.execute(SETTINGS.delete().where(SETTINGS.c.name == name))
     connection.execute(SETTINGS.insert().values(name=name, value=value))
 
@@ -189,20 +189,20 @@ def note(connection: sa.Connection, actor: str, action: str, subject: str, faces
 
 
 def checked_name(name: str) -> str:
-    """A name that may be stored and shown; raises GalleryError for others."""
+    """The name itself; raises GalleryError for one that cannot be stored and shown."""
     if not name.strip() or len(name) > MOST_NAME or any(ord(character) < 32 for character in name):
         raise GalleryError(f"name {name[:40]!r}: expected 1 to {MOST_NAME} printable characters")
     return name
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
-    # transactions are begun by `_begin_sqlite`, not by the driver
+    # `_begin_sqlite` begins transactions, not the driver
     connection.isolation_level = None
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=20000", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    # a transaction that begins by reading and then writes could be refused half-way
+    # a transaction that reads first and then writes could fail half-way
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -31,7 +31,7 @@ class Face:
 
 
 class Faces:
-    """A gallery's faces. Whatever returns is committed to disk; `actor` is the API key that the audit names."""
+    """A gallery's faces. Changes are on disk when a method returns; `actor` is the API key for the audit."""
 
     def __init__(self, database: Database, vault: Vault) -> None:
         self._database, self._vault = database, vault

@@ -143,11 +143,11 @@ class Gallery:
         if changed:
             raise GalleryError(
                 f"the gallery belongs to another deployment: {', '.join(changed)}. Templates of two deployments cannot "
-                "be compared; give another database and enrol anew"
+                "be compared; give another database and enrol again"
             )
         if templates is not None and known[KIND] != templates:
             raise GalleryError(
                 f"the gallery's templates are {known[KIND]}, not {templates}, as was chosen when it was made; give "
-                "another database and enrol anew"
+                "another database and enrol again"
             )
         return known

@@ -39,25 +39,25 @@ class Renewal:
     def rotate(self, keyring: Keyring, progress: Progress = _silent) -> int:
         """Encrypt with the ring's current key what older keys encrypted; returns how many templates.
 
-        The ring must hold the old keys, too. A rotation that was stopped goes on when called again.
+        The ring must hold the old keys, too. A rotation that was stopped continues when called again.
         """
         self._vault.ring = keyring
         with self._database.writing() as connection:
             # from here on servers that know only older keys enrol nothing under them
             write_setting(connection, CURRENT, keyring.current)
-        return self._in_steps(FACES.c.key_id != keyring.current, self._vault.encrypted_anew, progress)
+        return self._in_steps(FACES.c.key_id != keyring.current, self._vault.reencrypted, progress)
 
     def reissue(self, keyring: Keyring, progress: Progress = _silent) -> int:
         """Put all templates under the current key of a ring of template keys; returns how many were carried over.
 
-        The ring must hold the old keys, too. A reissue that was stopped goes on when called again. Templates that
+        The ring must hold the old keys, too. A reissue that was stopped continues when called again. Templates that
         cannot be carried over are removed, and their subjects stay. Raises GalleryError for plain templates.
         """
         protection = self._vault.protection
         if protection.kind is TemplateKind.PLAIN:
             raise GalleryError(
                 "plain templates have no key: they cannot be reissued. Make a gallery with rotated or slerp ones, and "
-                "enrol anew"
+                "enrol again"
             )
         protection.keyring = keyring
         stale = FACES.c.template_key != keyring.current

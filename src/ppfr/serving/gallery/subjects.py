@@ -12,7 +12,7 @@ from ppfr.serving.gallery.database import FACES, SUBJECTS, Database, checked_nam
 
 
 class Subjects:
-    """A gallery's subjects. Whatever returns is committed to disk; `actor` is the API key that the audit names."""
+    """A gallery's subjects. Changes are on disk when a method returns; `actor` is the API key for the audit."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

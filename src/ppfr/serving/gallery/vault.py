@@ -1,4 +1,4 @@
-"""Templates as a database keeps them: under a template key, encrypted, bound to their deployment and row."""
+"""Encryption of stored templates, each bound to its deployment and row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ppfr.serving.gallery.database import FACES, setting
 from ppfr.util.errors import GalleryError
 from ppfr.util.keyring import Keyring, Sealed
 
-# names of settings: which key encrypts, what is done to embeddings, and under which key
+# names of settings: the key that encrypts, the kind of templates, and the template key
 CURRENT, KIND, TEMPLATE_KEY = "key", "templates", "template key"
 TEMPLATES = sa.select(FACES.c.id, FACES.c.key_id, FACES.c.template_key, FACES.c.template)
 
@@ -47,7 +47,7 @@ class Vault:
         self._keyring = ring
 
     def checked(self, embedding: Tensor) -> Tensor:
-        """An embedding (D,) as float32 of unit length; raises GalleryError for another shape and where it has none."""
+        """An embedding (D,) as float32 at unit length; raises GalleryError for another shape or without direction."""
         values = embedding.detach().float().cpu()
         norm = float(values.norm()) if values.ndim == 1 else 0.0
         if values.shape != (self.protection.size,) or not np.isfinite(norm) or norm == 0:
@@ -58,7 +58,7 @@ class Vault:
         return values / norm
 
     def seal(self, connection: sa.Connection, face: str, embedding: Tensor) -> dict[str, str | bytes]:
-        """The columns of a face, under the gallery's keys as they are now."""
+        """The columns of a face, under the gallery's current keys."""
         ring, key = self._ring_for_writing(connection), template_key(connection)
         return self._sealed(ring, face, key, _encoded(self.protection.protect(embedding[None], key)[0]))
 
@@ -71,12 +71,12 @@ class Vault:
                 opened[those] = self.protection.carry(opened[those], key, self.key)
         return opened
 
-    def encrypted_anew(self, connection: sa.Connection, row: Any) -> dict[str, str | bytes]:
-        """The columns of a row, its template as it is, under the key that encrypts now."""
+    def reencrypted(self, connection: sa.Connection, row: Any) -> dict[str, str | bytes]:
+        """The columns of a row with its template encrypted under the current key."""
         return self._sealed(self._ring_for_writing(connection), row.id, row.template_key, self._opened(row))
 
     def carried_over(self, connection: sa.Connection, row: Any) -> dict[str, str | bytes]:
-        """The columns of a row with its template under the gallery's template key of now."""
+        """The columns of a row with its template carried over to the gallery's current template key."""
         key = template_key(connection)
         carried = self.protection.carry(_decoded(self._opened(row))[None], row.template_key, key)[0]
         return self._sealed(self._ring_for_writing(connection), row.id, key, _encoded(carried))
@@ -87,12 +87,12 @@ class Vault:
 
     def _opened(self, row: Any) -> bytes:
         if row.key_id not in self.ring.ids:
-            # another process may have rotated
+            # another process may have rotated the keys
             self.ring = self.ring.again()
         return self.ring.open(Sealed(row.key_id, bytes(row.template)), self._context(row.id, row.template_key))
 
     def _ring_for_writing(self, connection: sa.Connection) -> Keyring:
-        """The ring, if it knows the key of the last rotation: what an older one encrypts might never open again."""
+        """The ring; raises GalleryError if it lacks the key of the last rotation, since older keys may be deleted."""
         current = setting(connection, CURRENT)
         if current is not None and current not in self.ring.ids:
             self.ring = self.ring.again()
@@ -108,7 +108,7 @@ class Vault:
 
 
 def template_key(connection: sa.Connection) -> str:
-    """Id of the key that templates are stored under now; "" for plain ones."""
+    """Id of the current template key; "" for plain templates."""
     return setting(connection, TEMPLATE_KEY) or ""
 
 

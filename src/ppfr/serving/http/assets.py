@@ -1,4 +1,4 @@
-"""What the web page needs and the package does not hold: onnxruntime-web, fetched from npm by `ppfr web-assets`."""
+"""onnxruntime-web for the web page, which `ppfr web-assets` fetches from npm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 
 
 def runtime_folder() -> Path:
-    """Where the runtime's files lie once they are fetched, in the cache folder."""
+    """The folder of the runtime's files in the cache folder, whether they are fetched or not."""
     return cache_folder() / f"onnxruntime-web-{RUNTIME_VERSION}-{RUNTIME_SHA256[:12]}"
 
 
@@ -35,7 +35,7 @@ def has_runtime(folder: Path) -> bool:
 def fetch_runtime(folder: Path | None = None, url: str = RUNTIME_URL, sha256: str = RUNTIME_SHA256) -> Path:
     """Fetch the archive, check its SHA-256 and keep the two files that the page loads; returns their folder.
 
-    The folder gets its name when all is in it. Raises DataError as `ppfr.util.fetch.fetch` does, and for an archive
+    The folder appears complete or not at all. Raises DataError as `ppfr.util.fetch.fetch` does, and for an archive
     without those files.
     """
     folder = folder or runtime_folder()
@@ -48,7 +48,7 @@ def fetch_runtime(folder: Path | None = None, url: str = RUNTIME_URL, sha256: st
         try:
             _extract(archive, temporary)
             temporary.chmod(0o755)
-            # what is there lacks a file
+            # the existing folder lacks a file
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
         finally:

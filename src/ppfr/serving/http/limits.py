@@ -1,4 +1,4 @@
-"""Fair shares: how many requests a caller may make."""
+"""Rate limiting of callers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 class RateLimit:
-    """A token bucket for each caller: `rate` requests a second, `burst` at once. Remembers the last 10,000 callers."""
+    """A token bucket for each caller: `rate` requests a second, `burst` at once, for the last 10,000 callers."""
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._burst, self._clock = rate, burst, clock
@@ -17,7 +17,7 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def wait(self, caller: str) -> float:
-        """Take a token: 0 if there was one, else the seconds until there is."""
+        """Take a token; returns 0, or if there is none the seconds until there is."""
         now = self._clock()
         with self._lock:
             tokens, then = self._buckets.pop(caller, (float(self._burst), now))

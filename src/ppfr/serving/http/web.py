@@ -1,4 +1,4 @@
-"""The web page at `/`: a client that runs in the browser; it gets its files here and sends payloads to the routes."""
+"""The web page at `/`, a client that runs in the browser: its files and headers."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ HEADERS = {
 class Page:
     """The folders that the page is served from; `detector` is YuNet as ONNX, without which it takes aligned crops.
 
-    `secrets` says where the browser gets the client's secrets: `none` where there are none, `served` from the client's
-    folder to whoever has an API key, or `asked` of the user, who has them in a file. `warning` is the contract's.
+    `secrets` says where the browser gets the client's secrets: `none` if there are none, `served` from the client's
+    folder to holders of an API key, or `asked` from the user as a file. `warning` is the contract's.
     """
 
     client: Path
@@ -69,8 +69,8 @@ def open_page(client: Path, contract: str, detector: Path | None = None, runtime
         raise CheckpointError(f"{folder} is of contract {found.id}; this server's is {contract}. Give its own client/")
     if not (folder / GRAPH_FILE).is_file() or not (folder / GRAPH_INFO_FILE).is_file():
         raise CheckpointError(
-            f"{folder} lacks {GRAPH_FILE}, so no browser can protect: repeat `ppfr export`, which tells why if there "
-            "is none for this method"
+            f"{folder} lacks {GRAPH_FILE}, so no browser can protect: repeat `ppfr export`, which gives the reason if "
+            "this method has none"
         )
     if detector is not None and not detector.is_file():
         raise DataError(f"{detector}: no such file; expected YuNet as ONNX, which `ppfr web-assets` fetches")
@@ -83,7 +83,7 @@ def open_page(client: Path, contract: str, detector: Path | None = None, runtime
 
 
 def add_page(app: FastAPI, page: Page, with_key: Any) -> None:
-    """Serve the page at / and its files below /page; `with_key` is the dependency that lets in holders of a key."""
+    """Serve the page at / and its files below /page; `with_key` is the dependency that requires an API key."""
     router = APIRouter(include_in_schema=False)
     router.add_api_route("/", _sends(_FOLDER / "index.html", "text/html"))
     for name in _PUBLIC:
@@ -96,8 +96,8 @@ def add_page(app: FastAPI, page: Page, with_key: Any) -> None:
 
     @router.get("/page/config.json")
     def config() -> Response:
-        told = {"detector": page.detector is not None, "secrets": page.secrets, "warning": page.warning}
-        return JSONResponse(told, headers=HEADERS)
+        settings = {"detector": page.detector is not None, "secrets": page.secrets, "warning": page.warning}
+        return JSONResponse(settings, headers=HEADERS)
 
     app.include_router(router)
     app.mount("/page/runtime", _Files(page.runtime))
@@ -123,6 +123,6 @@ class _Files(StaticFiles):
         response = await super().get_response(path, scope)
         response.headers.update(HEADERS)
         if path.endswith((".js", ".mjs")):
-            # the system's table of types may know better, and browsers refuse modules of another type
+            # the system's table of types may differ, and browsers refuse modules of another type
             response.headers["Content-Type"] = "text/javascript; charset=utf-8"
         return response

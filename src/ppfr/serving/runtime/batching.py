@@ -1,4 +1,4 @@
-"""Concurrent embeds as batches: what waits while the network is busy goes through it together."""
+"""Dynamic batching: payloads that wait while the network is busy are embedded together."""
 
 from __future__ import annotations
 

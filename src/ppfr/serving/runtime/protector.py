@@ -37,12 +37,12 @@ class Protector:
         return self._method.protect(images, generator)
 
     def to_bytes(self, images: Tensor, generator: torch.Generator | None = None) -> bytes:
-        """What goes on the wire for images (B,3,H,W): their payload in the contract's coding, bound to the contract."""
+        """The message of images (B,3,H,W): their payload in the contract's coding, bound to the contract."""
         return self.protect(images, generator).to_bytes(self.contract.coding, contract=self.contract.id)
 
 
 def bare_client(folder: Path, contract: Contract) -> Method:
-    """The client of a `client/` folder without its secrets; its server's weights are fresh ones."""
+    """The method of a `client/` folder without its secrets; the weights of its server are random."""
     config = contract.config
     method = create(config["method"], BackboneSpec.from_dict(config["backbone"]), **config["options"])
     try:

@@ -1,4 +1,4 @@
-"""Approximate search in memory, for galleries where the exact one takes too long; its recall is always measured."""
+"""Approximate nearest-neighbour search in memory, for galleries too large for exact search."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from ppfr.serving.search.index import Match, unit_queries, unit_templates
 # its type stubs know neither the wrappers nor half of the classes
 faiss: Any = importlib.import_module("faiss")
 
-# neighbours of a template in the graph, and how many are looked at while building and searching
+# neighbours of a template in the graph, and candidates while it is built
 _NEIGHBOURS, _BUILDING = 32, 80
-# removed templates stay in the graph until they are this share of it
+# share of removed templates at which the graph is rebuilt
 _WASTE = 0.2
 
 
 class ApproximateIndex:
     """Search in a graph of templates (HNSW: Malkov and Yashunin, TPAMI 2020; faiss), two bytes a value.
 
-    `effort` is how many candidates a search follows: more find more and take longer. Removed templates stay as
-    waypoints, are never returned, and go when a fifth of the graph is waste. Safe for use from several threads.
+    `effort` is the number of candidates that a search follows (efSearch): recall and time grow with it. Removed
+    templates stay in the graph, are never returned, and are dropped when they are a fifth of it. Safe for use from
+    several threads.
     """
 
     def __init__(self, size: int, *, effort: int = 128) -> None:
@@ -90,7 +91,7 @@ class ApproximateIndex:
         kind = faiss.ScalarQuantizer.QT_fp16
         self._graph = faiss.IndexHNSWSQ(self.size, kind, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
         self._graph.hnsw.efConstruction = _BUILDING
-        # a scalar quantiser of halves has nothing to learn
+        # a float16 quantiser learns nothing, but must be trained
         self._graph.train(np.zeros((1, self.size), np.float32))
         self._keys: list[str | None] = []
         self._places: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Indexes by name, as they are typed."""
+"""Search indexes by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ppfr.util.errors import GalleryError
 from ppfr.util.keyring import Keyring
 
 IN_MEMORY = ("exact", "approximate")
-# a cluster's password must not stand on a command line
+# the environment variable with the cluster's token: a command line is visible to other users
 TOKEN = "PPFR_MILVUS_TOKEN"
 
 

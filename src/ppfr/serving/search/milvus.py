@@ -1,4 +1,4 @@
-"""Search beyond one machine: a Milvus collection that is only ever given rotated templates."""
+"""Search beyond one machine: a Milvus collection of rotated templates."""
 
 from __future__ import annotations
 

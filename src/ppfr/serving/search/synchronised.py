@@ -75,12 +75,13 @@ class SynchronisedIndex:
         except SearchUnavailable:
             _LOG.exception("the index is behind the gallery")
 
-    def search(self, probe: Tensor, limit: int) -> list[Candidate]:
-        """The `limit` subjects most similar to a probe's template (D,), best first."""
+    def search(self, embedding: Tensor, limit: int) -> list[Candidate]:
+        """The `limit` subjects most similar to a probe's embedding (D,), best first."""
+        probe = self._gallery.protect(embedding[None])
         held = len(self)
         wanted = limit
         while True:
-            matches = self.index.search(probe[None], wanted)[0]
+            matches = self.index.search(probe, wanted)[0]
             owners = self._gallery.faces.owners([match.key for match in matches])
             best: dict[str, float] = {}
             for match in matches:
