@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from ppfr.data.pairs import draw_pairs
-from ppfr.data.pairset import PairSet
+from ppfr.data.pairs import PairSet, draw_pairs
 from ppfr.data.sources import holds_splits, open_faces, open_splits
+from ppfr.data.synthetic.expression import Expression
 from ppfr.data.synthetic.faces import SyntheticFaces
-from ppfr.data.synthetic.person import TEMPLATE, Person, _similarity
+from ppfr.data.synthetic.person import Person
+from ppfr.data.synthetic.pose import TEMPLATE, meet_relief, similarity, view_rays
 from ppfr.data.synthetic.traits import Shot, draw_hair, draw_shot, draw_traits
 from ppfr.util.errors import DataError
 
@@ -128,7 +129,9 @@ class TestDrawing:
         """The cheek on the far side becomes narrower: its share of the face's width shrinks with the angle."""
 
         def left_share(yaw: float) -> float:
-            columns, _ = somebody._rays(somebody.relief, plain_shot(yaw=yaw))
+            shot = plain_shot(yaw=yaw)
+            marks = Expression(somebody.traits, shot).landmarks()
+            columns, _ = view_rays(somebody.canvas, somebody.surface.relief, marks, shot, somebody.size)
             row = columns[65] / somebody.canvas.scale - 68
             width = somebody.traits.face_width * 0.8
             inside = np.flatnonzero(np.abs(row) < width)
@@ -141,12 +144,12 @@ class TestDrawing:
     def test_rays_meet_the_relief_where_a_slow_search_does(self):
         somebody = person()
         shot = plain_shot(yaw=0.35, pitch=-0.15)
-        relief = somebody.relief
+        relief = somebody.surface.relief
         size = somebody.size
         columns, rows = np.meshgrid(np.arange(10, 10 + size), np.arange(10, 10 + size))
         columns, rows = columns.astype(np.float32), rows.astype(np.float32)
         step = somebody.canvas.scale * np.tan([shot.yaw, shot.pitch])
-        found, _ = somebody._meet(relief, columns, rows, step)
+        found, _ = meet_relief(relief, columns, rows, step)
         expected = np.full_like(found, np.nan)
         for height in np.arange(relief.max() + 0.01, -0.05, -0.1):
             across, down = columns - height * step[0], rows - height * step[1]
@@ -184,7 +187,7 @@ class TestDrawing:
         assert difference[rows, columns].mean() > 2 * elsewhere.mean()
 
     def test_a_smile_widens_and_lifts_the_mouth(self):
-        calm, smiling = (person()._landmarks(plain_shot(smile=smile))[3:] for smile in (0.0, 1.0))
+        calm, smiling = (Expression(person().traits, plain_shot(smile=smile)).landmarks()[3:] for smile in (0.0, 1.0))
         assert np.ptp(smiling[:, 0]) > 1.1 * np.ptp(calm[:, 0])
         assert (smiling[:, 1] < calm[:, 1] - 1).all()
 
@@ -213,7 +216,7 @@ def test_similarity_is_the_least_squares_one(angle: float, scale: float, x: floa
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     noise = np.random.default_rng(seed).normal(0, 1, (5, 2))
     source = TEMPLATE @ turn.T + (x, y) + noise
-    matrix, offset = _similarity(source, TEMPLATE)
+    matrix, offset = similarity(source, TEMPLATE)
     # the same as a linear system: [a, b, tx, ty] with matrix [[a, -b], [b, a]]
     rows = [[px, -py, 1, 0] for px, py in source] + [[py, px, 0, 1] for px, py in source]
     a, b, tx, ty = np.linalg.lstsq(np.array(rows), np.concatenate([TEMPLATE[:, 0], TEMPLATE[:, 1]]), rcond=None)[0]

@@ -95,6 +95,12 @@ class Canvas:
         part = image[low[1] : high[1], low[0] : high[0]]
         part += cover[:, :, None] * (np.asarray(colour, np.float32) - part)
 
+    def spot(self, image: Field, x: float, y: float, radius: float, colour: Points, opacity: float) -> None:
+        """Paint a small round spot at (x, y) into `image` in place."""
+        angle = np.linspace(0, 2 * np.pi, 9)[:-1]
+        circle = np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1)
+        self.paint(image, circle, colour, opacity, soft=0.25)
+
     def disc(
         self, image: Field, corner: tuple[int, int], centre: Points, rings: Sequence[tuple[float, Points]]
     ) -> None:
