@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ppfr.data.pairs import load_bin
+from ppfr.data.formats.pair_files import load_bin
+from ppfr.data.protocols.benchmarks import find_suites
 from ppfr.data.sources import open_faces
-from ppfr.data.suites import find_suites
 from support.benchmarksets import write_carray, write_ijb, write_rfw
 from support.commands import ppfr_command
 

@@ -15,7 +15,7 @@ from ppfr.data.detection import yunet
 from ppfr.data.detection.align import align, moved, similarity, template
 from ppfr.data.detection.detector import Detection, Detector, distinct, overlaps, suppress
 from ppfr.data.detection.detectors import open_detector
-from ppfr.data.detection.looks import UprightLooks
+from ppfr.data.detection.multi_pass import MultiPassDetector
 from ppfr.data.images import read_image
 from ppfr.util.errors import CheckpointError, DataError
 
@@ -101,9 +101,9 @@ def yunet_model(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="module", params=FILES)
-def detector(shared: Path, request: pytest.FixtureRequest) -> UprightLooks:
+def detector(shared: Path, request: pytest.FixtureRequest) -> MultiPassDetector:
     made = open_detector(request.param, shared / "models" / FILES[request.param])
-    assert isinstance(made, UprightLooks)
+    assert isinstance(made, MultiPassDetector)
     return made
 
 
@@ -129,7 +129,7 @@ def distance(found: Detection, straight: Detection, transform: np.ndarray) -> fl
 
 
 class TestDetectors:
-    def test_find_the_reference_faces(self, detector: UprightLooks, shared: Path):
+    def test_find_the_reference_faces(self, detector: MultiPassDetector, shared: Path):
         seen = measure(detector, shared / "wild")
         assert seen.wanted == 66
         assert seen.found >= {"yunet": 65, "retinaface": 64}[detector.name]
@@ -140,7 +140,7 @@ class TestDetectors:
 
     @pytest.mark.parametrize("degrees", [-30, 15, 45])
     def test_a_turned_photograph_gives_the_same_crop(
-        self, detector: UprightLooks, portrait: np.ndarray, degrees: float
+        self, detector: MultiPassDetector, portrait: np.ndarray, degrees: float
     ):
         straight = detector.detect(portrait)[0]
         image, transform = turned(portrait, degrees)
@@ -149,7 +149,7 @@ class TestDetectors:
         one, other = align(portrait, straight.landmarks), align(image, found.landmarks)
         assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.8
 
-    def test_further_looks_set_tilted_heads_right(
+    def test_later_passes_set_tilted_heads_right(
         self, shared: Path, yunet_model: Path, portrait: np.ndarray, monkeypatch: pytest.MonkeyPatch
     ):
         """YuNet alone is off by more than a fifth of the eye distance."""
@@ -157,12 +157,12 @@ class TestDetectors:
         image, transform = turned(portrait, 45)
         straight = detector.detect(portrait)[0]
         often = distance(detector.detect(image)[0], straight, transform)
-        monkeypatch.setattr(UprightLooks, "_again", lambda self, image, face: face)
+        monkeypatch.setattr(MultiPassDetector, "_refined", lambda self, image, face: face)
         once = distance(detector.detect(image)[0], straight, transform)
         assert often < 0.1 < 0.15 < once
 
     @pytest.mark.parametrize("scale", [0.4, 4.0])
-    def test_any_scale(self, detector: UprightLooks, portrait: np.ndarray, scale: float):
+    def test_any_scale(self, detector: MultiPassDetector, portrait: np.ndarray, scale: float):
         straight = detector.detect(portrait)[0]
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         found = detector.detect(cv2.resize(portrait, None, fx=scale, fy=scale, interpolation=how))[0]
@@ -170,23 +170,23 @@ class TestDetectors:
         assert distance(found, straight, back) < 0.1
         assert iou((found.box / scale).tolist(), straight.box.tolist()) > 0.65
 
-    def test_landmarks_go_from_left_to_right(self, detector: UprightLooks, portrait: np.ndarray):
+    def test_landmarks_go_from_left_to_right(self, detector: MultiPassDetector, portrait: np.ndarray):
         points = detector.detect(portrait)[0].landmarks
         turn = similarity(points, template())
         np.testing.assert_allclose(points @ turn[:, :2].T + turn[:, 2], template(), atol=8)
 
     @pytest.mark.parametrize("shape", [(1, 1), (31, 5), (2, 900), (3000, 3), (640, 640), (33, 47)])
-    def test_no_face_in_any_shape(self, detector: UprightLooks, shape: tuple[int, int]):
+    def test_no_face_in_any_shape(self, detector: MultiPassDetector, shape: tuple[int, int]):
         assert detector.detect(np.full((*shape, 3), 127, np.uint8)) == []
 
-    def test_nothing_depends_on_what_came_before(self, detector: UprightLooks, shared: Path, portrait: np.ndarray):
+    def test_nothing_depends_on_what_came_before(self, detector: MultiPassDetector, shared: Path, portrait: np.ndarray):
         fresh = open_detector(detector.name, shared / "models" / FILES[detector.name]).detect(portrait)
         detector.detect(portrait[:200, :150])
         for one, other in zip(fresh, detector.detect(portrait), strict=True):
             np.testing.assert_array_equal(one.landmarks, other.landmarks)
             assert one.score == other.score
 
-    def test_the_surest_comes_first(self, detector: UprightLooks, shared: Path):
+    def test_the_surest_comes_first(self, detector: MultiPassDetector, shared: Path):
         scores = [face.score for face in detector.detect(read_image(shared / "wild" / "132861.jpg", None))]
         assert len(scores) > 1 and scores == sorted(scores, reverse=True)
 

@@ -12,7 +12,7 @@ from ppfr.data.images import IMAGE_SUFFIXES
 from ppfr.data.protocols.heterogeneous import (
     PROTOCOLS,
     Domain,
-    Entry,
+    ListedImage,
     is_heterogeneous,
     open_heterogeneous,
     parse_line,
@@ -186,7 +186,7 @@ class TestDataSet:
         assert found.folds == (1,)
         assert len(found.read("gallery", 1).entries) == 2
         write_lists(tmp_path, {"gallery_small.txt": "TD_RGB_A/1/a.jpg\n"})
-        assert found.read("gallery", 1).entries == [Entry("TD_RGB_A/1/a.jpg", "1", Domain.VIS)]
+        assert found.read("gallery", 1).entries == [ListedImage("TD_RGB_A/1/a.jpg", "1", Domain.VIS)]
 
     def test_two_training_lists_become_one(self, tmp_path: Path) -> None:
         lists = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import pickle
 from pathlib import Path
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppfr.data import pairs as pairs_module
-from ppfr.data.pairs import draw_pairs, is_pair_list, load_bin, open_pairs, read_pairs, write_pairs
+from ppfr.data.formats.pair_files import is_pair_list, load_bin, open_pairs, read_pairs
+from ppfr.data.pairs import draw_pairs
 from ppfr.util.errors import DataError
 
 
@@ -77,7 +79,11 @@ def test_a_pair_list_comes_back(tmp_path: Path) -> None:
         names.append(tmp_path / f"{number}, with a comma.png")
         names[-1].write_bytes(encoded(number))
     drawn = draw_pairs([0, 0, 1, 1], genuine=2, impostor=2)
-    write_pairs(tmp_path / "pairs.csv", drawn, [str(name) for name in names])
+    with open(tmp_path / "pairs.csv", "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path_a", "path_b", "same"])
+        for first, second, same in zip(drawn.first, drawn.second, drawn.same, strict=True):
+            writer.writerow([names[first].name, names[second].name, int(same)])
     assert is_pair_list(tmp_path / "pairs.csv")
     back = open_pairs(tmp_path / "pairs.csv")
     assert np.array_equal(back.pairs.same, drawn.same)

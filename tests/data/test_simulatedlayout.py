@@ -12,7 +12,7 @@ from ppfr.data.faceset import FaceSet
 from ppfr.data.images import read_image
 from ppfr.data.protocols.fold_tests import open_test
 from ppfr.data.protocols.heterogeneous import PROTOCOLS, Domain, Heterogeneous, open_heterogeneous
-from ppfr.data.simulated_protocol import Layout, plan_layout, write_layout
+from ppfr.data.simulated_protocol import SimulatedProtocol, plan_layout, write_layout
 from ppfr.data.sources import open_splits
 from ppfr.data.synthetic.sensors import simulate
 from ppfr.util.errors import DataError
@@ -171,13 +171,13 @@ class TestWriting:
 
 
 @pytest.fixture(scope="module")
-def on_real_lists(shared: Path) -> Layout:
+def on_real_lists(shared: Path) -> SimulatedProtocol:
     return plan_layout(FACES, "lamp-hq", lists=shared / "protocols" / "LAMP-HQ")
 
 
 class TestRealLists:
     def test_lists_stay_as_they_are_and_the_first_lines_get_images(
-        self, on_real_lists: Layout, shared: Path, tmp_path: Path
+        self, on_real_lists: SimulatedProtocol, shared: Path, tmp_path: Path
     ) -> None:
         write_layout(on_real_lists, tmp_path)
         for name in ("test/gallery_vis1.txt", "test/probe_nir1.txt", "train/train_fold1.txt"):
@@ -195,7 +195,7 @@ class TestRealLists:
         train, _ = open_splits(f"lamp-hq:{tmp_path}")
         assert len(train.identities) == 8 and len(train) == 56
 
-    def test_people_keep_their_role(self, on_real_lists: Layout, shared: Path) -> None:
+    def test_people_keep_their_role(self, on_real_lists: SimulatedProtocol, shared: Path) -> None:
         real = opened("lamp-hq", shared / "protocols" / "LAMP-HQ")
         tested = {entry.identity for entry in real.read("gallery", 1).entries}
         for path, (part, _, _) in on_real_lists.images.items():

@@ -10,8 +10,7 @@ import torch
 
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
-from ppfr.data.pairs import draw_pairs
-from ppfr.data.pairset import PairedImages, PairSet
+from ppfr.data.pairs import PairedImages, PairSet, draw_pairs
 from ppfr.evaluation.evaluate import embed_faces, evaluate_pairs, open_evaluation
 from ppfr.evaluation.metrics.verification import verification
 from ppfr.networks import load_recogniser

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ppfr.evaluation import ijb
 from ppfr.evaluation.ijb import (
-    Templates,
+    TemplateFeatures,
     pair_scores,
     search_templates,
     template_features,
@@ -88,7 +88,7 @@ def test_galleries_against_probes_need_no_triangle() -> None:
     """Both ways of cutting the matrix of similarities give the same scores."""
     rng = np.random.default_rng(0)
     features = rng.standard_normal((700, 8))
-    templates = Templates(np.arange(700), features / np.linalg.norm(features, axis=1, keepdims=True))
+    templates = TemplateFeatures(np.arange(700), features / np.linalg.norm(features, axis=1, keepdims=True))
     expected = templates.features @ templates.features.T
     gallery, probe = rng.integers(5, size=900), rng.integers(5, 700, size=900)
     for first, second in ((gallery, probe), (probe, gallery), (probe, probe[::-1])):
@@ -123,10 +123,10 @@ def test_nearest_rates_as_scikit_learns_roc_gives_them(seed: int) -> None:
         assert rate == pytest.approx(tpr[np.argmin(np.abs(fpr - target))])
 
 
-def line(*degrees: float) -> Templates:
-    """Templates 0, 1, ... in the plane."""
+def line(*degrees: float) -> TemplateFeatures:
+    """TemplateFeatures 0, 1, ... in the plane."""
     angles = np.radians(degrees)
-    return Templates(np.arange(len(degrees)), np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    return TemplateFeatures(np.arange(len(degrees)), np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
 
 def test_search_by_hand() -> None:
@@ -151,7 +151,7 @@ def test_search_against_loops(seed: int, block: int) -> None:
     people = rng.integers(6, size=40)
     people[:4] = 0, 1, 0, 5
     values = rng.standard_normal((40, 4)) + 2 * np.eye(6, 4)[people]
-    templates = Templates(np.arange(40), values / np.linalg.norm(values, axis=1, keepdims=True))
+    templates = TemplateFeatures(np.arange(40), values / np.linalg.norm(values, axis=1, keepdims=True))
     gallery = np.append([0, 1], 10 + np.flatnonzero(people[10:20] < 4))
     probes = np.append([2, 3], np.arange(20, 40))
     with pytest.MonkeyPatch.context() as patch:
@@ -192,7 +192,7 @@ ONE = np.eye(3, dtype=np.float32)
         (lambda: template_features(ONE, [1, 2, 3], [1, 2, 3], weights=[1, 0, 1]), "template 2 cancel out"),
         (lambda: pair_scores(line(0, 9), [0, 1], [1]), "2 first and 1 second templates"),
         (lambda: pair_scores(line(0, 9), [0, 7], [1, 1]), "1 templates have no images, among them 7"),
-        (lambda: pair_scores(Templates(np.array([0, 10**9]), np.eye(2)), [5], [0]), "among them 5"),
+        (lambda: pair_scores(TemplateFeatures(np.array([0, 10**9]), np.eye(2)), [5], [0]), "among them 5"),
         (lambda: pair_scores(line(0, 9), [0.0], [1.0]), "template numbers are float64"),
         (lambda: verify_templates(line(0, 9), [0], [1], [1]), "none of 1 pairs is impostor"),
         (lambda: template_rates([0.1, 0.2], [0, 2]), "labels hold other values than 0 and 1"),

@@ -8,7 +8,7 @@ import torch
 
 import ppfr
 from ppfr.data.faceset import FaceSet
-from ppfr.evaluation.tradeoff import Point, Tradeoff, measure_tradeoff, payload_grid
+from ppfr.evaluation.tradeoff import Tradeoff, TradeoffPoint, measure_tradeoff, payload_grid
 from ppfr.methods import Method
 from ppfr.methods.proface_c import ProFaceC
 from ppfr.util.errors import DataError, MethodError
@@ -29,8 +29,8 @@ def faces() -> FaceSet:
     )
 
 
-def point(accuracy: float, sent: int) -> Point:
-    return Point({"bits": sent}, accuracy, accuracy, accuracy, 1000, sent)
+def point(accuracy: float, sent: int) -> TradeoffPoint:
+    return TradeoffPoint({"bits": sent}, accuracy, accuracy, accuracy, 1000, sent)
 
 
 def test_the_grid_begins_with_the_least_lossy_setting() -> None:

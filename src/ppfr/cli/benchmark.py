@@ -27,8 +27,8 @@ from ppfr.cli.app import (
 from ppfr.cli.models import load_model, model_input_size, model_names
 from ppfr.cli.protocols import FOLD, measure_protocol
 from ppfr.data.faceset import Skipped
+from ppfr.data.protocols.benchmarks import SUITES, SuiteKind, find_suites, suite_names
 from ppfr.data.protocols.heterogeneous import open_heterogeneous
-from ppfr.data.suites import SUITES, Kind, find_suites, suite_names
 from ppfr.evaluation.evaluate import Model
 from ppfr.evaluation.suites import Settings, SuiteResult, evaluate_suite, protocol_result
 from ppfr.methods import Method
@@ -94,7 +94,7 @@ def benchmark(
     if found.missing and strict:
         raise DataError(f"{found.missing[0].path} {found.missing[0].reason}; refused under --strict")
     paths = found.paths
-    if FOLD in str(run) and (others := [name for name in paths if SUITES[name].kind is not Kind.PROTOCOL]):
+    if FOLD in str(run) and (others := [name for name in paths if SUITES[name].kind is not SuiteKind.PROTOCOL]):
         raise DataError(f"{run} names a run for each fold, and {others[0]} has none; give --suite lamp-hq or its like")
     bench = _Bench(
         run=run,
@@ -141,7 +141,7 @@ class _Bench:
 
     def measure(self, name: str, path: Path) -> SuiteResult:
         """The figures of one benchmark."""
-        if SUITES[name].kind is Kind.PROTOCOL:
+        if SUITES[name].kind is SuiteKind.PROTOCOL:
             self.model, figures, left_out = measure_protocol(
                 self.run,
                 open_heterogeneous(f"{name}:{path}"),

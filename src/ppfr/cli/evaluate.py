@@ -27,7 +27,7 @@ from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.data.protocols.heterogeneous import is_heterogeneous
 from ppfr.data.sources import holds_splits
-from ppfr.evaluation.cost import Cost, measure_cost
+from ppfr.evaluation.cost import QueryCost, measure_cost
 from ppfr.evaluation.evaluate import evaluate_pairs, open_evaluation
 from ppfr.methods import Method
 from ppfr.util.progress import progress_callback
@@ -89,7 +89,7 @@ def evaluate(
     name, title = model_names(model)
     with progress_callback(f"{name}: embedding") as progress:
         accuracy = evaluate_pairs(model, faces, flip=flip, seed=seed, progress=progress)
-    cost: Cost | None = None
+    cost: QueryCost | None = None
     if isinstance(model, Method):
         images = faces.images(range(min(4, len(faces)))) if isinstance(faces, FaceSet) else faces.images[:4]
         cost = measure_cost(model, to_tensor(images).to(device), torch.Generator(device).manual_seed(seed))

@@ -1,40 +1,98 @@
-"""Pairs of faces to verify: drawn from a labelled set, read from a list, or from an InsightFace .bin file."""
+"""Pairs of faces to verify: drawn from a labelled set, or put together with the images that a list names."""
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ppfr.data.faceset import Indices
-from ppfr.data.formats.binfile import read_bin
-from ppfr.data.formats.listings import read_csv
-from ppfr.data.images import FACE_SIZE, Images, Source, decode_image, read_images
-from ppfr.data.pairset import PairedImages, PairSet, pair_up
+from ppfr.data.faceset import Indices, Skipped
+from ppfr.data.images import Images
 from ppfr.util.errors import DataError
-from ppfr.util.files import atomic_write
 
-PAIR_COLUMNS = ("path_a", "path_b", "same")
 # sets up to this many images list all their pairs (two million)
 _LISTED_IMAGES = 2000
-_TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 
-def open_pairs(source: Source, *, size: int = FACE_SIZE, strict: bool = False) -> PairedImages:
-    """Open a file that brings its own pairs: an InsightFace `.bin`, or a CSV with the columns path_a, path_b, same.
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs of images by index: `first` and `second` (P,) int64 into one set of images, `same` (P,) bool.
 
-    Raises DataError.
+    The order matters: 10-fold protocols cut the pairs into contiguous folds. `skipped` names the images that
+    could not be used; their pairs are left out. Raises DataError when the three arrays do not belong
+    together.
     """
-    path = Path(source)
-    return (load_bin if path.suffix.lower() == ".bin" else read_pairs)(path, size=size, strict=strict)
+
+    name: str
+    first: Indices
+    second: Indices
+    same: npt.NDArray[np.bool_]
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.first.shape == self.second.shape == self.same.shape == (len(self.same),):
+            shapes = f"{self.first.shape}, {self.second.shape}, {self.same.shape}"
+            raise DataError(f"{self.name}: first, second and same have shapes {shapes}; expected (P,) each")
+
+    def __len__(self) -> int:
+        return len(self.same)
+
+    def __repr__(self) -> str:
+        return f"PairSet({self.name!r}: {int(self.same.sum())} genuine, {int((~self.same).sum())} impostor)"
 
 
-# ------------------------------------------------------------------------------------------------ drawing
+class PairedImages(NamedTuple):
+    """Pairs, and the images (M, size, size, 3) RGB uint8 that their indices mean."""
+
+    pairs: PairSet
+    images: Images
+
+
+def pair_up(
+    path: Path,
+    rows: Sequence[tuple[int, int]],
+    same: Sequence[bool],
+    names: Sequence[str],
+    images: Sequence[Images | DataError],
+    *,
+    size: int,
+    strict: bool,
+) -> PairedImages:
+    """Keep the pairs whose two images are good, renumber the images, account for the rest.
+
+    `rows` and `same` are the pairs of the list at `path`, by position in `names` and `images`. Raises DataError when no
+    pair is left, and with `strict` for anything left out.
+    """
+    skipped = [
+        Skipped(name, str(image)) for name, image in zip(names, images, strict=True) if isinstance(image, DataError)
+    ]
+    if strict and skipped:
+        raise DataError(f"{path}: {len(skipped)} images refused under strict; {_say(skipped[0])}")
+    good = {number: image for number, image in enumerate(images) if not isinstance(image, DataError)}
+    place = {number: position for position, number in enumerate(good)}
+    kept = [pair for pair, (a, b) in enumerate(rows) if a in place and b in place]
+    if not kept:
+        reason = f"; {_say(skipped[0])}" if skipped else ""
+        raise DataError(f"{path}: none of {len(rows)} pairs can be used{reason}")
+    stack = np.empty((len(good), size, size, 3), np.uint8)
+    for position, image in enumerate(good.values()):
+        stack[position] = image
+    pairs = PairSet(
+        path.stem,
+        np.array([place[rows[pair][0]] for pair in kept], np.int64),
+        np.array([place[rows[pair][1]] for pair in kept], np.int64),
+        np.array([same[pair] for pair in kept], np.bool_),
+        skipped,
+    )
+    return PairedImages(pairs, stack)
+
+
+def _say(skipped: Skipped) -> str:
+    return skipped.reason if skipped.path in skipped.reason else f"{skipped.path}: {skipped.reason}"
 
 
 def draw_pairs(
@@ -113,67 +171,3 @@ def _draw(photos: Indices, count: int, rng: np.random.Generator, *, own: bool) -
             seen.setdefault(pair)
     pairs = np.array(list(seen)[:count], np.int64).reshape(-1, 2)
     return np.ascontiguousarray(pairs.T)
-
-
-# ------------------------------------------------------------------------------------------------ pair lists
-
-
-def is_pair_list(path: Path) -> bool:
-    """Whether a CSV's first line names the columns of a pair list."""
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as stream:
-        return set(PAIR_COLUMNS) <= {name.strip() for name in next(csv.reader(stream), [])}
-
-
-def write_pairs(path: Source, pairs: PairSet, names: Sequence[str]) -> None:
-    """Write pairs as a CSV `path_a,path_b,same`, paths relative to the CSV; `names` are the images' files."""
-    folder = Path(path).absolute().parent
-    relative = [os.path.relpath(Path(name).absolute(), folder) for name in names]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(PAIR_COLUMNS)
-    for first, second, same in zip(pairs.first, pairs.second, pairs.same, strict=True):
-        writer.writerow([relative[first], relative[second], int(same)])
-    atomic_write(Path(path), text.getvalue())
-
-
-def read_pairs(path: Source, *, size: int = FACE_SIZE, strict: bool = False) -> PairedImages:
-    """Read a CSV `path_a,path_b,same` (paths relative to it; same is 1/0 or true/false) and its images.
-
-    Pairs with an image that cannot be used are left out and the image is listed in `pairs.skipped`. Raises
-    DataError for missing columns, a value of `same` that is neither, no usable pair, and with `strict` for
-    anything skipped.
-    """
-    path = Path(path)
-    position: dict[str, int] = {}
-    same: list[bool] = []
-    rows: list[tuple[int, int]] = []
-    for line, row in read_csv(path, PAIR_COLUMNS):
-        if row["same"].lower() not in _TRUTH:
-            raise DataError(f"{path}, line {line}: same is {row['same']!r}; expected 1, 0, true or false")
-        rows.append((_number(position, row["path_a"]), _number(position, row["path_b"])))
-        same.append(_TRUTH[row["same"].lower()])
-    images = read_images([path.parent / name for name in position], size)
-    return pair_up(path, rows, same, list(position), images, size=size, strict=strict)
-
-
-def _number(position: dict[str, int], name: str) -> int:
-    return position.setdefault(name, len(position))
-
-
-def load_bin(path: Source, *, size: int = FACE_SIZE, strict: bool = False) -> PairedImages:
-    """Read an InsightFace verification file (`lfw.bin`, `cfp_fp.bin`, ...); nothing in it is run.
-
-    Such a file is a pickle of (2 P encoded images, P truth values), pair i being images 2 i and 2 i + 1; see
-    `ppfr.data.formats.binfile` for what it may hold. Broken images are treated as in `read_pairs`. Raises DataError.
-    """
-    path = Path(path)
-    encoded, same = read_bin(path)
-    images: list[Images | DataError] = []
-    for data in encoded:
-        try:
-            images.append(decode_image(data, size))
-        except DataError as error:
-            images.append(error)
-    rows = [(2 * pair, 2 * pair + 1) for pair in range(len(same))]
-    names = [f"image {number}" for number in range(len(encoded))]
-    return pair_up(path, rows, same, names, images, size=size, strict=strict)

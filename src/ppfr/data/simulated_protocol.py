@@ -26,8 +26,8 @@ from ppfr.data.protocols.heterogeneous import (
     PROTOCOLS,
     SIMULATION_FILE,
     Domain,
-    Entry,
     Heterogeneous,
+    ListedImage,
     Protocol,
     open_heterogeneous,
     read_simulation,
@@ -54,7 +54,7 @@ class _Person:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SimulatedProtocol:
     """What a simulated data set will consist of.
 
     `images` maps a path under the data set to (set, row, domain) of the photo that it shows; `lists` maps names under
@@ -71,7 +71,7 @@ class Layout:
 
 def plan_layout(
     faces: Source, protocol_name: str, *, lists: Path | None = None, seed: int = 0, strict: bool = False
-) -> Layout:
+) -> SimulatedProtocol:
     """Decide which photo of a source lies under which path of a protocol.
 
     Without `lists` the list files are made: everybody is in every fold. Fold 1 divides people as the source does if it
@@ -112,10 +112,10 @@ def plan_layout(
         "fold_1_divides_as_the_source": given or lists is not None,
         "ppfr": version("ppfr"),
     }
-    return Layout(protocol, sets, images, files, description, left_out)
+    return SimulatedProtocol(protocol, sets, images, files, description, left_out)
 
 
-def write_layout(layout: Layout, out: Path, progress: Callable[[int, int], None] | None = None) -> int:
+def write_layout(layout: SimulatedProtocol, out: Path, progress: Callable[[int, int], None] | None = None) -> int:
     """Write a data set into `out` and return the number of images that were not there before.
 
     `SIMULATED.json` comes first, so that not even a half of it can be taken for real images, and the list files last,
@@ -261,7 +261,7 @@ def _real(
     return images, {name.as_posix(): (real.lists / name).read_bytes() for name in sorted(files)}
 
 
-def _identities(entries: Sequence[Entry]) -> list[str]:
+def _identities(entries: Sequence[ListedImage]) -> list[str]:
     return list(dict.fromkeys(entry.identity for entry in entries))
 
 
@@ -276,7 +276,7 @@ def _is_written(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _read(layout: Layout, paths: Sequence[str]) -> list[Images]:
+def _read(layout: SimulatedProtocol, paths: Sequence[str]) -> list[Images]:
     """The photos behind paths, read set by set."""
     photos: dict[str, Images] = {}
     for part, faces in enumerate(layout.sets):
@@ -286,7 +286,7 @@ def _read(layout: Layout, paths: Sequence[str]) -> list[Images]:
     return [photos[path] for path in paths]
 
 
-def _write_image(layout: Layout, out: Path, path: str, photo: Images) -> None:
+def _write_image(layout: SimulatedProtocol, out: Path, path: str, photo: Images) -> None:
     part, row, domain = layout.images[path]
     if domain is Domain.VIS:
         pixels = cv2.cvtColor(photo, cv2.COLOR_RGB2BGR)

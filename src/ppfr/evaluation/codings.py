@@ -6,15 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
-from ppfr.data.pairs import draw_pairs
 from ppfr.evaluation.cost import evaluating
-from ppfr.evaluation.evaluate import BATCH_SIZE, PAIRS
-from ppfr.evaluation.metrics.verification import verification
+from ppfr.evaluation.evaluate import BATCH_SIZE, PAIRS, draw_pair_test
 from ppfr.methods import Method, Payload
 from ppfr.util.errors import DataError, PayloadError
 
@@ -68,28 +65,24 @@ def measure_codings(
     chosen = list(codings_for(method) if codings is None else codings)
     if not chosen:
         raise DataError("no coding to measure; expected at least one")
-    pairs = draw_pairs(faces.labels, genuine=genuine, impostor=impostor, seed=seed, name=faces.name)
-    used, position = np.unique(np.stack([pairs.first, pairs.second]), return_inverse=True)
-    first, second = position.reshape(2, -1)
-    count = len(used)
+    test = draw_pair_test(faces, genuine=genuine, impostor=impostor, seed=seed)
+    count = len(test.rows)
     sizes: dict[str, list[int]] = {coding: [] for coding in chosen}
     parts: dict[str, list[torch.Tensor]] = {coding: [] for coding in chosen}
     device = next((weight.device for weight in method.server.parameters()), torch.device("cpu"))
     generator = torch.Generator(device).manual_seed(2 * seed)
     with evaluating(method), torch.inference_mode():
         for start in range(0, count, BATCH_SIZE):
-            images = to_tensor(faces.images(used[start : start + BATCH_SIZE]))
+            images = to_tensor(faces.images(test.rows[start : start + BATCH_SIZE]))
             payload = method.protect(images.to(device), generator)
             for coding in chosen:
                 arrived = _send(payload, coding, sizes[coding])
                 parts[coding].append(method.embed(arrived.to(device)).float().cpu())
             if progress is not None:
                 progress(min(start + BATCH_SIZE, count), count)
-    people = (faces.labels[pairs.first], faces.labels[pairs.second])
     results: list[CodingCost] = []
     for coding in chosen:
-        embeddings = torch.cat(parts[coding]).numpy()
-        found = verification(embeddings[first], embeddings[second], pairs.same, groups=people, seed=seed)
+        found = test.verify(torch.cat(parts[coding]).numpy(), seed=seed)
         results.append(
             CodingCost(
                 coding=coding,

@@ -23,7 +23,7 @@ MOST_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Cost:
+class QueryCost:
     """The cost of one query, an image of the method's input size.
 
     `*_parameters` are learned numbers (a fixed transform has none), `*_macs` multiply-adds as
@@ -62,7 +62,7 @@ def measure_cost(
     *,
     repeats: int = REPEATS,
     warmup: int = WARMUP,
-) -> Cost:
+) -> QueryCost:
     """Measure a method on images (B, 3, H, W) in [-1, 1], on the device they share with it.
 
     Time and multiply-adds are those of the first image, bytes the mean over all. Slow calls are timed less often, see
@@ -75,7 +75,7 @@ def measure_cost(
     with evaluating(method), torch.inference_mode():
         sent = method.protect(images, generator)
         payload = sent.select([0])
-        return Cost(
+        return QueryCost(
             client_parameters=parameter_count(method.client),
             server_parameters=parameter_count(method.server),
             client_macs=multiply_adds(method.protect, first, generator),

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ppfr.data.faceset import FaceSet
+from ppfr.data.faceset import FaceSet, Indices
 from ppfr.data.formats.carray import is_carray, load_carray
+from ppfr.data.formats.pair_files import is_pair_list, open_pairs
 from ppfr.data.images import FACE_SIZE, Images, Source, to_tensor
-from ppfr.data.pairs import draw_pairs, is_pair_list, open_pairs
-from ppfr.data.pairset import PairedImages
+from ppfr.data.pairs import PairedImages, PairSet, draw_pairs
 from ppfr.data.sources import holds_splits, open_faces, open_splits
 from ppfr.evaluation.cost import evaluating
 from ppfr.evaluation.metrics.roc import FARS
@@ -133,20 +133,49 @@ def evaluate_pairs(
         faces = open_evaluation(faces)
     images: FaceSet | Images
     if isinstance(faces, FaceSet):
-        images, labels = faces, faces.labels
-        pairs = draw_pairs(labels, genuine=genuine, impostor=impostor, seed=seed, name=faces.name)
+        images, test = faces, draw_pair_test(faces, genuine=genuine, impostor=impostor, seed=seed)
     else:
-        pairs, images, labels = faces.pairs, faces.images, None
-    used, position = np.unique(np.stack([pairs.first, pairs.second]), return_inverse=True)
-    first, second = position.reshape(2, -1)
-    embeddings = embed_faces(model, images, used, batch_size=batch_size, flip=flip, seed=seed, progress=progress)
-    return verification(
-        embeddings[first],
-        embeddings[second],
-        pairs.same,
-        folds=folds,
-        fars=fars,
-        groups=None if labels is None else (labels[pairs.first], labels[pairs.second]),
-        replicates=replicates,
-        seed=seed,
-    )
+        images, test = faces.images, PairTest(faces.pairs)
+    embeddings = embed_faces(model, images, test.rows, batch_size=batch_size, flip=flip, seed=seed, progress=progress)
+    return test.verify(embeddings, folds=folds, fars=fars, replicates=replicates, seed=seed)
+
+
+class PairTest:
+    """A verification test on pairs of images, of which each is embedded once.
+
+    `rows` (M,) int64 are the images that the pairs use. With the `labels` (N,) of all images the intervals resample
+    people, without pairs.
+    """
+
+    def __init__(self, pairs: PairSet, labels: Indices | None = None) -> None:
+        self.rows, position = np.unique(np.stack([pairs.first, pairs.second]), return_inverse=True)
+        self._first, self._second = position.reshape(2, -1)
+        self._same = pairs.same
+        self._people = None if labels is None else (labels[pairs.first], labels[pairs.second])
+
+    def verify(
+        self,
+        embeddings: npt.NDArray[np.float32],
+        *,
+        folds: int = FOLDS,
+        fars: Sequence[float] = FARS,
+        replicates: int = REPLICATES,
+        seed: int = 0,
+    ) -> Verification:
+        """Verify the pairs by the embeddings (M, D) of `rows`; see `verification`."""
+        return verification(
+            embeddings[self._first],
+            embeddings[self._second],
+            self._same,
+            folds=folds,
+            fars=fars,
+            groups=self._people,
+            replicates=replicates,
+            seed=seed,
+        )
+
+
+def draw_pair_test(faces: FaceSet, *, genuine: int = PAIRS, impostor: int = PAIRS, seed: int = 0) -> PairTest:
+    """A test on pairs drawn from a labelled set by `draw_pairs`."""
+    pairs = draw_pairs(faces.labels, genuine=genuine, impostor=impostor, seed=seed, name=faces.name)
+    return PairTest(pairs, faces.labels)

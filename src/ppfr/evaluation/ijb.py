@@ -30,7 +30,7 @@ RANKS = (1, 5, 10)
 FPIRS = (1e-2, 1e-1)
 
 # similarities of a block of templates with all others stay in the last cache: 25 MB at IJB-B's 12,115 templates
-_BLOCK = 256
+_CHUNK = 256
 # images taken together: 16 MB of features of 512
 _IMAGES = 4096
 # ids up to this many times their number are looked up in a table instead of by bisection
@@ -41,7 +41,7 @@ _TABLE_FACTOR = 64
 
 
 @dataclass(frozen=True)
-class Templates:
+class TemplateFeatures:
     """Features (T, D) float64 of unit length, and the template numbers `ids` (T,) they belong to, rising."""
 
     ids: npt.NDArray[np.int64]
@@ -80,7 +80,7 @@ def template_features(
     halves: Halves = "whole",
     keep_norms: bool = False,
     weights: npt.ArrayLike | None = None,
-) -> Templates:
+) -> TemplateFeatures:
     """Aggregate image features (N, D) into one feature for each template, given template and medium (N,) of each image.
 
     `halves` says what D holds: "whole" one feature; "first" and "sum" an image's and its mirror image's side by side,
@@ -120,7 +120,7 @@ def template_features(
     if not lengths.all():
         raise DataError(f"the images of template {ids[int(np.argmin(lengths))]} cancel out: its feature is zero")
     total /= lengths
-    return Templates(ids.astype(np.int64), total)
+    return TemplateFeatures(ids.astype(np.int64), total)
 
 
 def _halver(columns: int, halves: Halves) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
@@ -193,7 +193,7 @@ class TemplateVerification:
 
 
 def verify_templates(
-    templates: Templates,
+    templates: TemplateFeatures,
     first: npt.ArrayLike,
     second: npt.ArrayLike,
     same: npt.ArrayLike,
@@ -245,7 +245,7 @@ def _truth(same: npt.ArrayLike) -> Bools:
     return truth
 
 
-def pair_scores(templates: Templates, first: npt.ArrayLike, second: npt.ArrayLike) -> Floats:
+def pair_scores(templates: TemplateFeatures, first: npt.ArrayLike, second: npt.ArrayLike) -> Floats:
     """Cosine similarities (P,) of pairs of template numbers.
 
     All similarities of a block of templates with the others come from one matrix product, from which the pairs are
@@ -259,21 +259,21 @@ def pair_scores(templates: Templates, first: npt.ArrayLike, second: npt.ArrayLik
     if not scores.size:
         return scores
     (left, lefts), (right, rights) = _cheapest(templates, left, right)
-    blocks = left // _BLOCK
+    blocks = left // _CHUNK
     # 16 bits: NumPy then sorts by radix, in a tenth of the time
     order = np.argsort(blocks.astype(np.min_scalar_type(int(blocks.max()))), kind="stable")
     ends = np.cumsum(np.bincount(blocks))
     for block, part in enumerate(np.split(order, ends[:-1])):
         if not len(part):
             continue
-        start, columns = block * _BLOCK, right[part]
+        start, columns = block * _CHUNK, right[part]
         low, high = int(columns.min()), int(columns.max()) + 1
-        similarities = lefts[start : start + _BLOCK] @ rights[low:high].T
+        similarities = lefts[start : start + _CHUNK] @ rights[low:high].T
         scores[part] = similarities[left[part] - start, columns - low]
     return scores
 
 
-def _cheapest(templates: Templates, left: Rows, right: Rows) -> tuple[tuple[Rows, Floats], tuple[Rows, Floats]]:
+def _cheapest(templates: TemplateFeatures, left: Rows, right: Rows) -> tuple[tuple[Rows, Floats], tuple[Rows, Floats]]:
     """Pairs as rows of the features needed on either side, sides exchanged where that saves arithmetic.
 
     A list of galleries against probes needs a rectangle of the matrix of similarities, pairs at random need all of it,
@@ -322,7 +322,7 @@ class TemplateSearch:
 
 
 def search_templates(
-    templates: Templates,
+    templates: TemplateFeatures,
     probes: npt.ArrayLike,
     probe_subjects: npt.ArrayLike,
     gallery: npt.ArrayLike,
@@ -358,8 +358,8 @@ def search_templates(
     own = np.searchsorted(subjects, who)
     hits: dict[int, list[Floats]] = {int(k): [] for k in ranks}
     mine, best = [], []
-    for start in range(0, len(wanted), _BLOCK):
-        rows = slice(start, start + _BLOCK)
+    for start in range(0, len(wanted), _CHUNK):
+        rows = slice(start, start + _CHUNK)
         similar = np.maximum.reduceat(templates.features[wanted[rows]] @ photos.T, starts, axis=1)
         there = mated[rows]
         for k, hit in rank_hits(similar[there], own[rows][there], ranks).items():

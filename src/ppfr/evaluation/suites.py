@@ -11,11 +11,11 @@ import numpy as np
 
 from ppfr.data.faceset import Skipped
 from ppfr.data.formats.carray import is_carray, load_carray
+from ppfr.data.formats.pair_files import open_pairs
 from ppfr.data.images import FACE_SIZE
-from ppfr.data.pairs import open_pairs
+from ppfr.data.protocols.benchmarks import SUITES, Suite, SuiteKind
 from ppfr.data.protocols.ijb import open_ijb, read_ijb
 from ppfr.data.protocols.rfw import GROUPS, open_rfw, rfw_groups
-from ppfr.data.suites import SUITES, Kind, Suite
 from ppfr.evaluation.evaluate import Model, Progress, embed_faces, evaluate_pairs
 from ppfr.evaluation.heterogeneous import HeterogeneousFigures
 from ppfr.evaluation.ijb import FPIRS, RANKS, search_templates, template_features, verify_templates
@@ -206,8 +206,8 @@ def _part_of(suite: Suite, pairs: int) -> tuple[str, ...]:
     return (f"{pairs:,} pairs, not the {suite.pairs:,} of the published set: not comparable with published figures.",)
 
 
-_EVALUATE: dict[Kind, Callable[[Model, Suite, Path, Settings], SuiteResult]] = {
-    Kind.PAIRS: _pairs,
-    Kind.RFW: _rfw,
-    Kind.IJB: _ijb,
+_EVALUATE: dict[SuiteKind, Callable[[Model, Suite, Path, Settings], SuiteResult]] = {
+    SuiteKind.PAIRS: _pairs,
+    SuiteKind.RFW: _rfw,
+    SuiteKind.IJB: _ijb,
 }

@@ -20,7 +20,7 @@ SAMPLE = 16
 
 
 @dataclass(frozen=True)
-class Point:
+class TradeoffPoint:
     """One setting: its accuracy with a 95 % interval over people, and the bytes of one image's payload, mean of 16."""
 
     settings: Mapping[str, Any]
@@ -46,9 +46,9 @@ class Tradeoff:
     """All settings that were measured on the same pairs; the first is what the others are compared with."""
 
     method: str
-    points: tuple[Point, ...]
+    points: tuple[TradeoffPoint, ...]
 
-    def best(self, loss: float = 0.01) -> Point:
+    def best(self, loss: float = 0.01) -> TradeoffPoint:
         """The setting that sends fewest bytes among those that lose less than `loss` (a share) to the first."""
         least = self.points[0].accuracy - loss
         return min((p for p in self.points if p is self.points[0] or p.accuracy > least), key=lambda p: p.sent_bytes)
@@ -100,7 +100,7 @@ def measure_tradeoff(
         with torch.no_grad():
             payload = changed.protect(sample.to(device), torch.Generator(device).manual_seed(seed))
         points.append(
-            Point(
+            TradeoffPoint(
                 settings,
                 result.accuracy,
                 result.accuracy_low,

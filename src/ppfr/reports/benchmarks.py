@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppfr.data.faceset import Skipped
-from ppfr.data.suites import SUITES, Kind
+from ppfr.data.protocols.benchmarks import SUITES, SuiteKind
 from ppfr.evaluation.suites import SuiteResult
 from ppfr.reports.pages import render
 from ppfr.reports.published import published_tables
@@ -55,7 +55,7 @@ class BenchmarkReport:
                 tables["visible"] = self._visible(published)
         if "rfw" in self.results:
             tables["rfw"] = self._groups(self.results["rfw"])
-        if templates := [result for result in self.results.values() if result.suite.kind is Kind.IJB]:
+        if templates := [result for result in self.results.values() if result.suite.kind is SuiteKind.IJB]:
             tables["ijb"] = self._templates(templates)
         return tables
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 
 from ppfr.data.detection.detector import Detection, suppress
-from ppfr.data.detection.looks import CANDIDATE_SCORE, MOST_OVERLAP, UprightLooks
+from ppfr.data.detection.multi_pass import CANDIDATE_SCORE, MOST_OVERLAP, MultiPassDetector
 from ppfr.data.images import Images, to_tensor
 from ppfr.networks.retinaface import load_retinaface
 from ppfr.util.errors import DataError
 from ppfr.util.files import sha256_file
 
 
-class RetinaFaceDetector(UprightLooks):
-    """RetinaFace with MobileNet-0.25 (see `ppfr.networks.retinaface`), with further looks at each face."""
+class RetinaFaceDetector(MultiPassDetector):
+    """RetinaFace with MobileNet-0.25 (see `ppfr.networks.retinaface`), in several passes."""
 
     name = "retinaface"
 
@@ -34,8 +34,8 @@ class RetinaFaceDetector(UprightLooks):
         self.model = sha256_file(model)
 
     @torch.inference_mode()
-    def look(self, image: Images) -> list[Detection]:
-        """What the network finds in an image (H, W, 3) RGB as it is."""
+    def detect_once(self, image: Images) -> list[Detection]:
+        """The faces that the network finds in an image (H, W, 3) RGB in one pass."""
         found = self._network(to_tensor(image[None]).to(self._device))
         sure = found.scores[0] >= CANDIDATE_SCORE
         scores, boxes, landmarks = (part[0, sure].double().cpu().numpy() for part in found)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from ppfr.data.detection.detector import Detection
-from ppfr.data.detection.looks import CANDIDATE_SCORE, LEAST_SIDE, MOST_OVERLAP, UprightLooks
+from ppfr.data.detection.multi_pass import CANDIDATE_SCORE, LEAST_SIDE, MOST_OVERLAP, MultiPassDetector
 from ppfr.data.images import Images
 from ppfr.util.errors import DataError
 from ppfr.util.fetch import cached
@@ -22,8 +22,8 @@ MODEL_URL = (
 MODEL_SHA256 = "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0"
 
 
-class YuNet(UprightLooks):
-    """YuNet as `cv2.FaceDetectorYN` runs it, with further looks at each face."""
+class YuNet(MultiPassDetector):
+    """YuNet as `cv2.FaceDetectorYN` runs it, in several passes."""
 
     name = "yunet"
 
@@ -39,12 +39,12 @@ class YuNet(UprightLooks):
         try:
             with quiet():
                 self._network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), CANDIDATE_SCORE, MOST_OVERLAP)
-                self.look(np.zeros((LEAST_SIDE, LEAST_SIDE, 3), np.uint8))
+                self.detect_once(np.zeros((LEAST_SIDE, LEAST_SIDE, 3), np.uint8))
         except cv2.error as error:
             raise DataError(f"{path}: not a model that cv2.FaceDetectorYN takes ({error.err})") from error
 
-    def look(self, image: Images) -> list[Detection]:
-        """What the network finds in an image (H, W, 3) RGB as it is."""
+    def detect_once(self, image: Images) -> list[Detection]:
+        """The faces that the network finds in an image (H, W, 3) RGB in one pass."""
         self._network.setInputSize(image.shape[1::-1])
         rows = self._network.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
         found = np.zeros((0, 15)) if rows is None else np.asarray(rows, np.float64)

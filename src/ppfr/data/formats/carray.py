@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppfr.data.images import FACE_SIZE, Images, Source, fit_crop
-from ppfr.data.pairset import PairedImages, PairSet
+from ppfr.data.pairs import PairedImages, PairSet
 from ppfr.util.errors import DataError
 
 _HEADER = struct.Struct("<4sB3xq4BIII")

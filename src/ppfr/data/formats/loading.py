@@ -14,11 +14,11 @@ from ppfr.util.progress import track
 CACHE_BYTES = 1 << 30
 """Decoded images of one set are kept in memory up to this size (1 GiB, 28,500 faces of 112 x 112)."""
 
-_BLOCK = 4096  # bounds what is decoded but not yet stored
+_CHUNK = 4096  # bounds what is decoded but not yet stored
 
 
-class _Reader:
-    """Reads the images of a set, which are `rows` of its records (all without), from `cache` where there is one."""
+class _ImageReader:
+    """Reads the images of a set, which are `rows` of its records (all if None), from `cache` if there is one."""
 
     def __init__(self, records: Records, rows: Indices | None, size: int, cache: Images | None) -> None:
         self.records = records
@@ -77,7 +77,7 @@ def load_records(
     return FaceSet(
         records.name,
         [records.identities[person] for person in shown.nonzero()[0].tolist()],
-        _Reader(records, rows, size, cache),
+        _ImageReader(records, rows, size, cache),
         names=records.names if rows is None else pick(records.names, rows),
         labels=labels if shown.all() else (np.cumsum(shown) - 1)[labels],
         size=size,
@@ -90,8 +90,8 @@ def _decode_all(records: Records, size: int, *, keep: bool) -> tuple[Indices, Im
     cache = np.empty((len(records), size, size, 3), np.uint8) if keep else None
     good: list[int] = []
     skipped: list[Skipped] = []
-    for start in track(range(0, len(records), _BLOCK), f"{records.name}: reading"):
-        rows = range(start, min(start + _BLOCK, len(records)))
+    for start in track(range(0, len(records), _CHUNK), f"{records.name}: reading"):
+        rows = range(start, min(start + _CHUNK, len(records)))
         images, failures = read_batch(records.data, rows, size)
         usable = [position for position in range(len(rows)) if position not in failures]
         if cache is not None:

@@ -39,7 +39,7 @@ class Domain(StrEnum):
     THERMAL = "thermal"
 
 
-class Entry(NamedTuple):
+class ListedImage(NamedTuple):
     """One usable line of a list: the image's path under the data set's folder, whose it is, and its domain."""
 
     path: str
@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 class ListFile(NamedTuple):
     """What a list file names, and the lines that it names in vain."""
 
-    entries: list[Entry]
+    entries: list[ListedImage]
     refused: list[Skipped]
 
 
@@ -288,7 +288,7 @@ def parse_list(text: str, name: str, protocol: Protocol, domains: set[Domain]) -
     lines do not count. Refused and named with their number: lines without an image's path, without an identity, with
     a path that leads out of the data set, of another or an unknown domain, and paths listed before.
     """
-    entries: list[Entry] = []
+    entries: list[ListedImage] = []
     refused: list[Skipped] = []
     seen: dict[str, int] = {}
     # not str.splitlines, which also breaks at characters that belong to a name
@@ -309,7 +309,7 @@ def parse_list(text: str, name: str, protocol: Protocol, domains: set[Domain]) -
     return ListFile(entries, refused)
 
 
-def parse_line(line: str, protocol: Protocol) -> Entry:
+def parse_line(line: str, protocol: Protocol) -> ListedImage:
     """Parse one line of a list; raises DataError that says what is wrong with it."""
     columns = line.strip().rsplit(maxsplit=1)
     column = columns[1] if len(columns) == 2 and not _is_image_path(columns[1]) else None
@@ -323,7 +323,7 @@ def parse_line(line: str, protocol: Protocol) -> Entry:
     found = {protocol.domains[word] for word in words if word in protocol.domains}
     if len(found) != 1:
         raise DataError(f"{path}: expected one of {', '.join(protocol.domains)} in the path to tell the domain")
-    return Entry(str(path), identity, found.pop())
+    return ListedImage(str(path), identity, found.pop())
 
 
 def _is_image_path(text: str) -> bool:
@@ -344,7 +344,7 @@ def _clean_path(text: str) -> PurePosixPath:
 
 def _merged(files: Sequence[ListFile]) -> ListFile:
     """Several files as one; an image that more than one of them lists counts once."""
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ListedImage] = {}
     refused = [line for file in files for line in file.refused]
     for entry in (entry for file in files for entry in file.entries):
         if entry.path in entries:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ppfr.data.detection.align import align
 from ppfr.data.images import FACE_SIZE, Images, in_threads, read_image
-from ppfr.data.pairset import PairedImages, pair_up
+from ppfr.data.pairs import PairedImages, pair_up
 from ppfr.util.errors import DataError
 
 GROUPS = ("African", "Asian", "Caucasian", "Indian")

@@ -139,14 +139,14 @@ def rank_hits(scores: Floats, own: npt.NDArray[np.intp], ranks: Sequence[int]) -
     return {int(k): np.clip((k - better) / tied, 0, 1) for k in ranks}
 
 
-class Search(NamedTuple):
+class ClosedSetSearch(NamedTuple):
     """Which images search which: indices of the probes (P,) and of the gallery's photos (G,)."""
 
     probes: npt.NDArray[np.int64]
     gallery: npt.NDArray[np.int64]
 
 
-def draw_search(labels: npt.ArrayLike, *, probes: int = 1, photos: int = 3, seed: int = 0) -> Search:
+def draw_search(labels: npt.ArrayLike, *, probes: int = 1, photos: int = 3, seed: int = 0) -> ClosedSetSearch:
     """Draw `probes` images and `photos` OTHER images of each person from labels (N,), alike for alike seeds.
 
     People with fewer than `probes` + `photos` images are left out. Raises DataError when fewer than two
@@ -163,4 +163,4 @@ def draw_search(labels: npt.ArrayLike, *, probes: int = 1, photos: int = 3, seed
     if len(starts) < 2:
         raise DataError(f"{len(starts)} of {people} people have {probes + photos} images or more; expected 2 people")
     rows = order[starts[:, None] + np.arange(probes + photos)].astype(np.int64)
-    return Search(rows[:, :probes].ravel(), rows[:, probes:].ravel())
+    return ClosedSetSearch(rows[:, :probes].ravel(), rows[:, probes:].ravel())

@@ -20,10 +20,9 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
-from ppfr.data.pairs import draw_pairs
 from ppfr.evaluation.cost import evaluating
-from ppfr.evaluation.evaluate import BATCH_SIZE, PAIRS
-from ppfr.evaluation.metrics.verification import unit_rows, verification
+from ppfr.evaluation.evaluate import BATCH_SIZE, PAIRS, draw_pair_test
+from ppfr.evaluation.metrics.verification import unit_rows
 from ppfr.methods import Method
 from ppfr.serving.contract import PRECISIONS, variant_file
 from ppfr.serving.runtime.embedder import Embedder
@@ -84,19 +83,16 @@ def measure_costs(
     """float32 and the other precisions on up to `pairs` pairs of each kind, all on the same payloads."""
     names = ["float32", *precisions]
     embedders = [Embedder(server, precision=name) for name in names]
-    drawn = draw_pairs(faces.labels, genuine=pairs, impostor=pairs, seed=seed, name=faces.name)
-    used, position = np.unique(np.stack([drawn.first, drawn.second]), return_inverse=True)
-    first, second = position.reshape(2, -1)
+    test = draw_pair_test(faces, genuine=pairs, impostor=pairs, seed=seed)
     rows: list[list[np.ndarray]] = [[] for _ in names]
-    for tensors in track(_payloads(method, faces, used, BATCH_SIZE, seed), "measuring precisions"):
+    for tensors in track(_payloads(method, faces, test.rows, BATCH_SIZE, seed), "measuring precisions"):
         for parts, embedder in zip(rows, embedders, strict=True):
             parts.append(embedder.run(tensors))
     embeddings = [np.concatenate(parts) for parts in rows]
     costs = []
     for name, found in zip(names, embeddings, strict=True):
         cosines = (unit_rows(found) * unit_rows(embeddings[0])).sum(1)
-        groups = (faces.labels[drawn.first], faces.labels[drawn.second])
-        pairs_found = verification(found[first], found[second], drawn.same, groups=groups, seed=seed)
+        pairs_found = test.verify(found, seed=seed)
         size = (server / variant_file(name)).stat().st_size
         accuracies = (pairs_found.accuracy, pairs_found.accuracy_low, pairs_found.accuracy_high)
         costs.append(PrecisionCost(name, size, float(cosines.mean()), float(cosines.min()), *accuracies))

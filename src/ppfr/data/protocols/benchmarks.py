@@ -16,7 +16,7 @@ from ppfr.data.protocols.rfw import is_rfw
 from ppfr.util.errors import DataError
 
 
-class Kind(StrEnum):
+class SuiteKind(StrEnum):
     """How a benchmark is measured."""
 
     PAIRS = "pairs"
@@ -35,7 +35,7 @@ class Suite:
 
     name: str
     title: str
-    kind: Kind
+    kind: SuiteKind
     names: tuple[str, ...]
     column: str = ""
     pairs: int | None = None
@@ -45,23 +45,23 @@ SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
         # numbers of pairs: Huang et al. 2007; Sengupta et al. 2016; Moschoglou et al. 2017; Zheng et al. 2017, 2018
-        Suite("lfw", "LFW", Kind.PAIRS, ("lfw",), "LFW", 6000),
-        Suite("cfp_fp", "CFP-FP", Kind.PAIRS, ("cfp_fp",), "CFP-FP", 7000),
-        Suite("agedb_30", "AgeDB-30", Kind.PAIRS, ("agedb_30", "agedb"), "AgeDB", 6000),
-        Suite("cplfw", "CPLFW", Kind.PAIRS, ("cplfw",), "CPLFW", 6000),
-        Suite("calfw", "CALFW", Kind.PAIRS, ("calfw",), "CALFW", 6000),
-        Suite("rfw", "RFW", Kind.RFW, ("rfw",), pairs=24_000),
+        Suite("lfw", "LFW", SuiteKind.PAIRS, ("lfw",), "LFW", 6000),
+        Suite("cfp_fp", "CFP-FP", SuiteKind.PAIRS, ("cfp_fp",), "CFP-FP", 7000),
+        Suite("agedb_30", "AgeDB-30", SuiteKind.PAIRS, ("agedb_30", "agedb"), "AgeDB", 6000),
+        Suite("cplfw", "CPLFW", SuiteKind.PAIRS, ("cplfw",), "CPLFW", 6000),
+        Suite("calfw", "CALFW", SuiteKind.PAIRS, ("calfw",), "CALFW", 6000),
+        Suite("rfw", "RFW", SuiteKind.RFW, ("rfw",), pairs=24_000),
         # Whitelam et al. 2017; Maze et al. 2018
-        Suite("ijbb", "IJB-B", Kind.IJB, ("ijbb",), "IJB-B", 8_010_270),
-        Suite("ijbc", "IJB-C", Kind.IJB, ("ijbc",), "IJB-C", 15_658_489),
-        Suite("lamp-hq", "LAMP-HQ", Kind.PROTOCOL, ("lamp_hq", "lamphq")),
+        Suite("ijbb", "IJB-B", SuiteKind.IJB, ("ijbb",), "IJB-B", 8_010_270),
+        Suite("ijbc", "IJB-C", SuiteKind.IJB, ("ijbc",), "IJB-C", 15_658_489),
+        Suite("lamp-hq", "LAMP-HQ", SuiteKind.PROTOCOL, ("lamp_hq", "lamphq")),
         Suite(
             "casia-nir-vis",
             "CASIA NIR-VIS 2.0",
-            Kind.PROTOCOL,
+            SuiteKind.PROTOCOL,
             ("casia_nir_vis", "casia_nir_vis_2_0", "nir_visv2", "nir_vis_2_0"),
         ),
-        Suite("tufts", "Tufts", Kind.PROTOCOL, ("tufts", "tufts_face")),
+        Suite("tufts", "Tufts", SuiteKind.PROTOCOL, ("tufts", "tufts_face")),
     )
 }
 
@@ -145,19 +145,19 @@ def _is_protocol(suite: Suite, place: Path) -> bool:
     )
 
 
-_FITS: dict[Kind, Callable[[Suite, Path], bool]] = {
-    Kind.PAIRS: _is_pairs,
-    Kind.RFW: _is_rfw,
-    Kind.IJB: _is_ijb,
-    Kind.PROTOCOL: _is_protocol,
+_FITS: dict[SuiteKind, Callable[[Suite, Path], bool]] = {
+    SuiteKind.PAIRS: _is_pairs,
+    SuiteKind.RFW: _is_rfw,
+    SuiteKind.IJB: _is_ijb,
+    SuiteKind.PROTOCOL: _is_protocol,
 }
 
 
 def _expected(suite: Suite) -> str:
     name = suite.names[0]
     return {
-        Kind.PAIRS: f"{name}.bin, or a folder {name} by bcolz with {name}_list.npy",
-        Kind.RFW: "a folder with txts/African/African_pairs.txt or another group's",
-        Kind.IJB: f"a folder with meta/{name}_face_tid_mid.txt",
-        Kind.PROTOCOL: f"a folder {' or '.join(suite.names)} with Protocol/ in it",
+        SuiteKind.PAIRS: f"{name}.bin, or a folder {name} by bcolz with {name}_list.npy",
+        SuiteKind.RFW: "a folder with txts/African/African_pairs.txt or another group's",
+        SuiteKind.IJB: f"a folder with meta/{name}_face_tid_mid.txt",
+        SuiteKind.PROTOCOL: f"a folder {' or '.join(suite.names)} with Protocol/ in it",
     }[suite.kind]

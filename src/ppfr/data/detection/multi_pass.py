@@ -1,4 +1,4 @@
-"""Detectors that look again: at the whole photograph, then at each face turned upright."""
+"""Detection in several passes: over the whole photograph, then over each face turned upright and mirrored."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ppfr.data.detection.detector import Detection, Detector, distinct
 from ppfr.data.images import Images
 
 SCORE = 0.6
-"""A face is reported when a look at it is at least so sure."""
+"""Least score, in any pass, of a face that is reported."""
 
 CANDIDATE_SCORE = 0.4
-"""What the first look must be sure of a face: one that it doubts may convince a further one, which sees it better."""
+"""Least score in the first pass: a later pass, which sees the face better, may raise it."""
 
 MOST_OVERLAP = 0.4
 LEAST_SIDE = 32
 
-# the longest side of what the first look sees, and of what it sees again of photographs half as large again: the
-# networks learned faces of some 10 to 300 pixels
+# longest sides of the image in the first pass; the second is for photographs half as large again: the networks learned
+# faces of some 10 to 300 pixels
 _SIDES = (640, 1280)
-# by the landmarks of a head tilted by 45 degrees it is turned upright by half of that; the next look sees it upright
-_UPRIGHT_LOOKS = 2
-# what they see: the crop's template twice as large, with room around it, because the networks learned faces in scenes
+# the landmarks found in a head tilted by 45 degrees turn it upright by half of that; the next pass does the rest
+_UPRIGHT_PASSES = 2
+# the patch: the crop's template twice as large, with room around it, because the networks learned faces in scenes
 _UPRIGHT = 2.0
 _UPRIGHT_SIZE = 320
-# farther from where the first look put them, in eye distances, landmarks are those of another face
+# landmarks farther from those of the first pass, in eye distances, belong to another face
 _FARTHEST = 0.5
 _EXPECTED = (template() - 56) * _UPRIGHT + _UPRIGHT_SIZE / 2
 _EYE_DISTANCE = float(np.linalg.norm(_EXPECTED[1] - _EXPECTED[0]))
@@ -37,24 +37,24 @@ _SIDEWAYS = [np.array([[0.5, -sign * 0.75**0.5], [sign * 0.75**0.5, 0.5]]) for s
 _MIRRORED = [1, 0, 2, 4, 3]
 
 
-class UprightLooks(Detector):
-    """Gives a network, `look`, further looks at each face.
+class MultiPassDetector(Detector):
+    """Runs a network, `detect_once`, in several passes.
 
-    The first look is at the whole photograph, with its longest side at most 640 pixels (larger ones also at 1280). Then
-    each face is turned upright by its landmarks, brought to one size and looked at, as it is and mirrored, whose mean
-    is better than both; and once more by these landmarks. The further looks are ours: on their own, such networks put
-    the landmarks of tilted heads up to a fifth of the eye distance off.
+    The first pass covers the whole photograph, with its longest side at most 640 pixels (larger ones also at 1280).
+    Then each face is turned upright by its landmarks, brought to one size and detected as it is and mirrored; the mean
+    of both landmarks is better than either. This is repeated once with the new landmarks. The later passes are ours:
+    without them such networks put the landmarks of tilted heads up to a fifth of the eye distance off.
     """
 
     @abstractmethod
-    def look(self, image: Images) -> list[Detection]:
-        """What the network finds in an image (H, W, 3) RGB as it is, both sides at least 32 pixels."""
+    def detect_once(self, image: Images) -> list[Detection]:
+        """The faces that the network finds in an image (H, W, 3) RGB in one pass; both sides are at least 32 pixels."""
 
     def detect(self, image: Images) -> list[Detection]:
         """The faces of a photograph (H, W, 3) RGB uint8, the surest first."""
         sides = [side for side in _SIDES if side == _SIDES[0] or max(image.shape[:2]) > 0.75 * side]
         first = distinct([face for side in sides for face in self._reduced(image, side)], MOST_OVERLAP)
-        seen = [self._again(image, face) for face in first]
+        seen = [self._refined(image, face) for face in first]
         return distinct([face for face in seen if face.score >= SCORE], MOST_OVERLAP)
 
     def _reduced(self, image: Images, side: int) -> list[Detection]:
@@ -70,23 +70,23 @@ class UprightLooks(Detector):
             image = np.asarray(cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_CONSTANT), np.uint8)
         return [
             Detection(face.box * np.tile(back, 2), face.score, (face.landmarks + 0.5) * back - 0.5)
-            for face in self.look(image)
+            for face in self.detect_once(image)
         ]
 
-    def _again(self, image: Images, face: Detection) -> Detection:
-        """The same face, with the landmarks of the last look that saw it and the score of the surest."""
-        if seen := self._follow(image, face, face.landmarks):
+    def _refined(self, image: Images, face: Detection) -> Detection:
+        """The same face, with the landmarks of the last pass that found it and the highest score."""
+        if seen := self._passes(image, face, face.landmarks):
             return seen
-        # a head on its side, whose landmarks the first look put as if it were upright
+        # a head on its side, whose landmarks the first pass put as if it were upright
         centre = face.landmarks.mean(0)
         turned = [(face.landmarks - centre) @ turn.T + centre for turn in _SIDEWAYS]
-        found = [other for landmarks in turned if (other := self._follow(image, face, landmarks))]
+        found = [other for landmarks in turned if (other := self._passes(image, face, landmarks))]
         return max(found, key=lambda other: other.score, default=face)
 
-    def _follow(self, image: Images, face: Detection, landmarks: Floats) -> Detection | None:
-        """The face as looks see it that begin with these landmarks; None where the first does not see it."""
+    def _passes(self, image: Images, face: Detection, landmarks: Floats) -> Detection | None:
+        """The face after passes that begin with these landmarks; None where the first does not find it."""
         score = None
-        for _ in range(_UPRIGHT_LOOKS):
+        for _ in range(_UPRIGHT_PASSES):
             upright = similarity(landmarks, _EXPECTED)
             seen = self._upright(warp(image, upright, _UPRIGHT_SIZE))
             if not seen:
@@ -99,7 +99,7 @@ class UprightLooks(Detector):
         """The face in the middle of a patch, as it is and mirrored, where it is found."""
         seen = []
         for mirrored in (False, True):
-            faces = self.look(np.ascontiguousarray(patch[:, ::-1]) if mirrored else patch)
+            faces = self.detect_once(np.ascontiguousarray(patch[:, ::-1]) if mirrored else patch)
             if mirrored:
                 faces = [Detection(face.box, face.score, _unmirrored(face.landmarks)) for face in faces]
             distances = [float(np.linalg.norm(face.landmarks - _EXPECTED, axis=1).mean()) for face in faces]
