@@ -68,7 +68,7 @@ def test_against_loops(
     weights = rng.uniform(0.5, 1, count) if weighted else np.ones(count)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ijb, "_IMAGES", batch)
-        patch.setattr(ijb, "_BLOCK", block)
+        patch.setattr(ijb, "_CHUNK", block)
         found = template_features(features, where, medias, keep_norms=keep_norms, weights=weights if weighted else None)
         slow = {
             number: slow_template(
@@ -155,7 +155,7 @@ def test_search_against_loops(seed: int, block: int) -> None:
     gallery = np.append([0, 1], 10 + np.flatnonzero(people[10:20] < 4))
     probes = np.append([2, 3], np.arange(20, 40))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ijb, "_BLOCK", block)
+        patch.setattr(ijb, "_CHUNK", block)
         found = search_templates(templates, probes, people[probes], gallery, people[gallery], fpirs=(0.2,))
     best: dict[int, dict[int, float]] = {}
     for probe in probes.tolist():
