@@ -12,8 +12,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from ppfr.data.pairs import PairSet, draw_pairs
 from ppfr.data.sources import holds_splits, open_faces, open_splits
-from ppfr.data.synthetic.expression import Expression
 from ppfr.data.synthetic.faces import SyntheticFaces
+from ppfr.data.synthetic.geometry import Expression
 from ppfr.data.synthetic.person import Person
 from ppfr.data.synthetic.pose import TEMPLATE, meet_relief, similarity, view_rays
 from ppfr.data.synthetic.traits import Shot, draw_hair, draw_shot, draw_traits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ppfr.data.synthetic.canvas import Canvas, Field, mix
-from ppfr.data.synthetic.expression import Expression
+from ppfr.data.synthetic.geometry import Expression
 from ppfr.data.synthetic.hair import Surface
 from ppfr.data.synthetic.traits import Points
 

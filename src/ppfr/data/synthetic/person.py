@@ -16,9 +16,8 @@ import numpy.typing as npt
 
 from ppfr.data.synthetic.camera import develop, draw_background
 from ppfr.data.synthetic.canvas import Canvas, Field, look_up
-from ppfr.data.synthetic.expression import Expression
 from ppfr.data.synthetic.features import FeaturePainter
-from ppfr.data.synthetic.geometry import HeadGeometry
+from ppfr.data.synthetic.geometry import Expression, HeadGeometry
 from ppfr.data.synthetic.hair import bald, with_hair
 from ppfr.data.synthetic.light import cast_shadow, shade
 from ppfr.data.synthetic.pose import view_rays
