@@ -3,8 +3,9 @@
     python examples/audit_your_own.py --data DIR --judge judge.onnx --recogniser another.ckpt --out DIR
     python examples/audit_your_own.py                     # on synthetic faces, in about a minute
 
-The audit itself is the five lines of `main` that begin with `method`. Without --data the faces are synthetic, and the
-judge is a small recogniser that learns such faces first: enough to see how it works, not to say anything about people.
+The audit itself is the two statements of `main` that begin with `method` and `found`. Without --data the faces are
+synthetic, and the judge is a small recogniser that learns such faces first: enough to see how it works, not to say
+anything about people.
 """
 
 from __future__ import annotations
@@ -18,14 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ppfr
-from ppfr.auditing.audit import audit
-from ppfr.data.sources import open_splits
-from ppfr.experiments.workbench import recogniser_of
-from ppfr.networks import Recogniser
-from ppfr.recipes.recipe import load_recipe
-from ppfr.reports.cards import write_audit
-from ppfr.training.loop import train
-from ppfr.training.run import Run
 
 SYNTHETIC = "synthetic:people=80,images=8"
 
@@ -49,26 +42,23 @@ def main() -> None:
     parser.add_argument("--out", default=str(Path(tempfile.gettempdir()) / "audit"))
     parser.add_argument("--profile", default="fast")
     given = parser.parse_args()
-    judge = small_judge(given.data) if given.judge is None else ppfr.load_recogniser(given.judge)
-    own = None if given.recogniser is None else ppfr.load_recogniser(given.recogniser)
+    out = Path(given.out)
+    judge = given.judge or small_judge(given.data, out / "judge")
 
     # the attacker knows the client but for its noise, which linear inversion measures by itself
     method = ppfr.custom_method("pixelated", protect, clients={"without noise": pixelate}, weakened=pixelate)
-    found = audit(method, given.data, judge=judge, recogniser=own, profile=given.profile)
-    files = write_audit(found, given.out)
+    found = ppfr.audit(
+        method, given.data, judge=judge, recogniser=given.recogniser, profile=given.profile, out=out / "card"
+    )
     print(found.card.verdict)
-    print(*files, sep="\n")
+    print(out / "card" / "card.html")
 
 
-def small_judge(data: str) -> Recogniser:
-    """A recogniser that learns the training faces in half a minute."""
-    faces, _ = open_splits(data)
-    sizes = {"width": 0.25, "embedding_size": 64}
-    recipe = load_recipe("arcface", profile="quick", overrides={"training": {"epochs": 6}, "backbone": sizes})
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "judge")
-        judge = train(ppfr.create("arcface", recipe.backbone_spec(None)), recipe, faces, run)
-        return recogniser_of(judge, run.model_file)
+def small_judge(data: str, folder: Path) -> Path:
+    """The run folder of a recogniser that learns the training faces in half a minute."""
+    small = {"training": {"epochs": 6}, "backbone": {"width": 0.25, "embedding_size": 64}}
+    ppfr.train("arcface", data, folder, profile="quick", overrides=small, resume=True)
+    return folder
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def _leak(summaries: Sequence[MethodSummary]) -> Table:
             ),
             _over(cards, lambda card: sum(one.status == "reliable" for one in card.findings)),
         )
-        notes = sorted({f"{one.title}: {one.threat.text}" for one in summary.worst if one.threat is not None})
+        notes = sorted({finding.attack for finding in summary.worst})
         if any(finding.status == "no judge" for card in cards for finding in card.findings):
             notes.append(NO_JUDGE)
         return Row(summary.title, values, note="; ".join(notes))
