@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture, marker in NEEDS.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay for good: the garbage collector, which some of what is tested calls, need not look at them again."""
+    gc.collect()
+    gc.freeze()
+
+
+_SET_BY_LIBRARIES = ("PYTEST_", "TORCHINDUCTOR_", "TRITON_", "KMP_")
+
+
+def process_state() -> dict[str, Any]:
+    """What a test could change for those that come after it."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(_SET_BY_LIBRARIES)},
+        "working directory": os.getcwd(),
+        "torch": (
+            torch.get_num_threads(),
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
+        ),
+        "NumPy's errors": np.geterr(),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "logging": logging.root.manager.disable,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    """Tests run in any order, so each leaves the process as it found it."""
+    before = process_state()
+    yield
+    after = process_state()
+    changed = {name: (value, after.get(name)) for name, value in before.items() if after.get(name) != value}
+    assert not changed and set(after) == set(before), f"left behind: {changed} {sorted(set(after) - set(before))}"
 
 
 def shared_path() -> Path | None:
