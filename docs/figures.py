@@ -1,8 +1,8 @@
-"""Prints the table of docs/methods.md from a finished comparison.
+"""Print the table of docs/methods.md from the results of `ppfr compare`.
 
     python docs/figures.py OUT/tables.json
 
-One line a method: accuracy, the worst attack of its card and what that gets, bytes, and the client's time.
+One line a method: pair accuracy, privacy score, the leak of the worst attack, payload bytes and the client's time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 def methods_table(content: dict[str, Any]) -> str:
-    """A Markdown table of the content of a comparison's `tables.json`."""
+    """A Markdown table made from the content of a comparison's `tables.json`."""
     tables = content["tables"]
     rows = {name: {row["method"]: row for row in table["rows"]} for name, table in tables.items()}
     lines = [f"| method | {' | '.join(heading for heading, *_ in COLUMNS)} | worst attack |"]
@@ -38,7 +38,7 @@ def methods_table(content: dict[str, Any]) -> str:
             cells.append(_figure(row["values"][place], row["deviations"][place], digits) if row else MISSING)
         worst = rows.get("leak", {}).get(title, {}).get("note") or MISSING
         lines.append(f"| {title} | {' | '.join(cells)} | {worst} |")
-    lines += [f"| {label} | failed: {'; '.join(told)} |" for label, told in content["failed"].items()]
+    lines += [f"| {label} | failed: {'; '.join(reasons)} |" for label, reasons in content["failed"].items()]
     return "\n".join(lines) + "\n"
 
 

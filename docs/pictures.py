@@ -1,9 +1,9 @@
-"""Draws docs/pictures: one synthetic face, and what leaves each method's client of it.
+"""Draw docs/pictures: one synthetic face, and the payload that each method makes of it.
 
     python docs/pictures.py [METHOD ...]
 
-Every method is trained for a moment on synthetic faces first, for a fresh client may know nothing of faces yet. The
-same machine draws the same pictures.
+Every method is first trained briefly on synthetic faces, because the output of an untrained client means little. Results
+are repeatable on one machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def draw(name: str, face: Images, runs: Path) -> Images:
-    """What the server sees of `face` (1,112,112,3) through the method `name`."""
+    """The payload of `face` (1,112,112,3) as a picture, for the method `name` after a short training."""
     bench = Workbench(DATA, runs, runs / "cache")
     method = bench.train(name, None, overrides={**SMALL, "options": OPTIONS.get(name, {})})
     payload = method.protect(to_tensor(face), torch.Generator().manual_seed(0))
@@ -48,7 +48,7 @@ def draw(name: str, face: Images, runs: Path) -> Images:
 
 
 def save(path: Path, picture: Images) -> None:
-    """Write an RGB picture as WebP: noise as PNG would take ten times the space."""
+    """Write an RGB picture as WebP; as PNG, noise would take ten times the space."""
     with atomic_path(path) as temporary:
         _, encoded = cv2.imencode(".webp", picture[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
         temporary.write_bytes(encoded.tobytes())
