@@ -2,8 +2,8 @@
 
     python docs/pictures.py [METHOD ...]
 
-Every method is first trained briefly on synthetic faces, because the output of an untrained client means little. Results
-are repeatable on one machine.
+Every method is first trained briefly on synthetic faces, because the output of an untrained client means little.
+Results are repeatable on one machine.
 """
 
 from __future__ import annotations
