@@ -218,7 +218,7 @@ class TestDataSet:
         assert found.set_name(1, "test") == "simulated LAMP-HQ fold 1 (test)"
         for broken in ("{", "[]", "{}"):
             (root / "SIMULATED.json").write_text(broken)
-            with pytest.raises(DataError, match=r"SIMULATED\.json .*simulate the data set anew"):
+            with pytest.raises(DataError, match=r"SIMULATED\.json .*simulate the data set again"):
                 open_heterogeneous(f"lamp-hq:{root}")
 
 

@@ -131,7 +131,7 @@ def folder(path: Path, faces: FaceSet) -> Path:
 class TestWriting:
     def test_it_goes_on_where_it_was_stopped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         layout = plan_layout(FACES, "casia-nir-vis")
-        monkeypatch.setattr(simulatedlayout, "_BLOCK", 16)
+        monkeypatch.setattr(simulatedlayout, "_CHUNK", 16)
         calls: list[tuple[int, int]] = []
 
         def stop(done: int, total: int) -> None:

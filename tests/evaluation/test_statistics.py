@@ -92,7 +92,7 @@ def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = np.array([True, False] * 5)
     whole = PairResampling(truth, (np.arange(10), np.where(truth, np.arange(10), 10)), 40, 0)
     expected = whole.map(lambda portion: portion.T)
-    monkeypatch.setattr("ppfr.evaluation.metrics.statistics._PORTION", 30)
+    monkeypatch.setattr("ppfr.evaluation.metrics.statistics._CHUNK", 30)
     np.testing.assert_array_equal(whole.map(lambda portion: portion.T), expected)
 
 

@@ -67,6 +67,6 @@ def main() -> None:
     try:
         application(sys.argv[1] if len(sys.argv) > 1 else None)(prog_name="ppfr")
     except (PpfrError, OSError) as error:
-        told = f"[red]{type(error).__name__}[/red]: {escape(str(error))}"
-        Console(stderr=True).print(told, soft_wrap=True, highlight=False)
+        message = f"[red]{type(error).__name__}[/red]: {escape(str(error))}"
+        Console(stderr=True).print(message, soft_wrap=True, highlight=False)
         sys.exit(1)

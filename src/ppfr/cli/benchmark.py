@@ -84,10 +84,10 @@ def benchmark(
 ) -> None:
     """Measure the benchmarks that papers report, beside the published figures.
 
-    LFW and its kin give the 10-fold accuracy, RFW that of four groups, IJB the TPR at FPR 1e-4 (and from 1e-6 to 0.1,
+    LFW and its like give the 10-fold accuracy, RFW that of four groups, IJB the TPR at FPR 1e-4 (and from 1e-6 to 0.1,
     and 1:N), heterogeneous protocols Rank-1 and VR at FAR over their folds. What is missing in --data is named and left
     out; a benchmark that cannot be measured is named, the others are measured, and the exit status is 1. With --out the
-    files are written anew after each benchmark.
+    files are written again after each benchmark.
     """
     wanted = suite_names(suite)
     found = find_suites(data, wanted)
@@ -95,7 +95,7 @@ def benchmark(
         raise DataError(f"{found.missing[0].path} {found.missing[0].reason}; refused under --strict")
     paths = found.paths
     if FOLD in str(run) and (others := [name for name in paths if SUITES[name].kind is not SuiteKind.PROTOCOL]):
-        raise DataError(f"{run} names a run for each fold, and {others[0]} has none; give --suite lamp-hq or its like")
+        raise DataError(f"{run} names a run for each fold, and {others[0]} has none; give --suite lamp-hq or similar")
     bench = _Bench(
         run=run,
         preprocessing=preprocessing,

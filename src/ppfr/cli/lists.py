@@ -39,10 +39,10 @@ def methods_command(
 def _show(cls: type[Method]) -> None:
     info = cls.info
     out.print(f"[bold]{info.name}[/bold]  {info.title}{'' if info.protects else '  (protects nothing: an anchor)'}")
-    told = [("paper", info.paper), ("differs", info.departures), ("client secrets", ", ".join(info.secrets))]
+    lines = [("paper", info.paper), ("differs", info.departures), ("client secrets", ", ".join(info.secrets))]
     for name, option in cls.Options.model_fields.items():
-        told.append((f"options.{name} = {option.get_default(call_default_factory=True)!r}", option.description or ""))
-    for name, text in told:
+        lines.append((f"options.{name} = {option.get_default(call_default_factory=True)!r}", option.description or ""))
+    for name, text in lines:
         if text:
             out.print(Padding(Text(f"{name}: {text}"), (0, 0, 0, 4)))
 

@@ -99,7 +99,7 @@ def _runs(run: Path, folds: list[int]) -> Iterator[tuple[Path, list[int]]]:
 
 
 def _fair_folds(run: Path, source: Heterogeneous, folds: list[int]) -> list[int]:
-    """The folds whose test people a run did not train on, as far as its record tells."""
+    """The folds whose test people a run did not train on, as far as its record says."""
     record = Run(run)
     if not record.record_file.is_file():
         return folds

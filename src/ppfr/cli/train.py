@@ -51,7 +51,7 @@ def train_command(
     Under torchrun the processes share the work and take the same steps as one: `torchrun --nproc-per-node 8 -m ppfr
     train ... --device cuda`. training.batch_size counts the images of all, the classes of the head are dealt out, and
     training.head.sample_rate=0.1 trains on a sample of millions of them. SIGTERM or Ctrl-C writes a checkpoint and ends
-    with status 143; with --resume (which also starts anew where there is nothing yet) the run goes on, on any number of
+    with status 143; with --resume (which also starts a run where there is none yet) the run goes on, on any number of
     processes. See docs/scaling.md.
     """
     known = recogniser(teacher, teacher_preprocessing)

@@ -1,4 +1,4 @@
-"""The one shape in which every source of faces reaches training and evaluation."""
+"""Labelled sets of faces: the common form of every source for training and evaluation."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class FaceSet:
         return self._read(wanted.astype(np.int64))
 
     def subset(self, indices: npt.ArrayLike, name: str | None = None) -> FaceSet:
-        """The images at `indices` as a set of their own with labels counted anew and nothing in `skipped`."""
+        """The images at `indices` as a set of their own with labels from 0 and nothing in `skipped`."""
         rows = np.asarray(indices, np.int64)
         people, labels = np.unique(self.labels[rows], return_inverse=True)
         return FaceSet(

@@ -1,4 +1,4 @@
-"""One encoded image into RGB uint8, with every way it can be unusable told apart."""
+"""Decoding images into RGB uint8, with a reason for each that cannot be used."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def decode_into(data: bytes, image: Images) -> None:
 def _decode_jpeg(data: bytes, into: Images | None = None) -> Images | None:
     """A JPEG, upright, or None for anything else, and for one that does not fit `into` as it is.
 
-    libjpeg-turbo as OpenCV calls it, to the same values, but it tells damage and needs no copies.
+    libjpeg-turbo as OpenCV calls it, to the same values, but it reports damage and needs no copies.
     """
     if not data.startswith(b"\xff\xd8"):
         return None

@@ -70,7 +70,7 @@ class JointFaces(FaceSet):
 class JointBatches:
     """Batches that hold a fixed number of images of each set, set by set; an epoch passes through the longest once.
 
-    The others are begun anew, with another shuffle, as often as it takes. The arguments are those of `Batches`.
+    The others are repeated, reshuffled, as often as needed. The arguments are those of `Batches`.
     Raises DataError as `Batches` does, and for a batch too small to give every set an image of each rank.
     """
 

@@ -41,7 +41,7 @@ from ppfr.util.files import atomic_write
 
 FOLDS = 10
 JPEG_QUALITY = 95
-_BLOCK = 256
+_CHUNK = 256
 """Images between two reports of progress, and at most in memory."""
 
 
@@ -125,7 +125,7 @@ def write_layout(layout: SimulatedProtocol, out: Path, progress: Callable[[int, 
     found = read_simulation(out)
     if found is None and out.is_dir() and any(out.iterdir()):
         raise DataError(
-            f"{out} is not empty and no simulated data set; choose another folder, lest it mix with real images"
+            f"{out} is not empty and no simulated data set; choose another folder, else it mixes with real images"
         )
     if found is not None and found != layout.description:
         changed = sorted(
@@ -136,11 +136,11 @@ def write_layout(layout: SimulatedProtocol, out: Path, progress: Callable[[int, 
     missing = [path for path in layout.images if not _is_written(out / path)]
     done = len(layout.images) - len(missing)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(missing), _BLOCK):
-            block = missing[start : start + _BLOCK]
-            photos = _read(layout, block)
-            list(pool.map(lambda path, photo: _write_image(layout, out, path, photo), block, photos))
-            done += len(block)
+        for start in range(0, len(missing), _CHUNK):
+            chunk = missing[start : start + _CHUNK]
+            photos = _read(layout, chunk)
+            list(pool.map(lambda path, photo: _write_image(layout, out, path, photo), chunk, photos))
+            done += len(chunk)
             if progress is not None:
                 progress(done, len(layout.images))
     for name, content in layout.lists.items():

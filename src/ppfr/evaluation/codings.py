@@ -1,4 +1,4 @@
-"""What a coding of payloads costs: bytes on the wire against pair accuracy, for the same faces, draws and pairs."""
+"""The cost of a coding of payloads: bytes on the wire against pair accuracy, for the same faces, draws and pairs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CODINGS = ("float32", "float16", "int8", "dct:0.01", "dct:0.02", "dct:0.05", "dc
 class CodingCost:
     """One coding: bytes of an image's message (mean and greatest), accuracy with a 95 % interval over people.
 
-    `lost` is the share of pairs that the first coding tells right and this one does not, less the reverse.
+    `lost` is the accuracy of the first coding less that of this one.
     """
 
     coding: str

@@ -1,4 +1,4 @@
-"""What a method costs: parameters, multiply-adds and time on each side, and bytes between them."""
+"""The cost of a method: parameters, multiply-adds and time on each side, and bytes between them."""
 
 from __future__ import annotations
 

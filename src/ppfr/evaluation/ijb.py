@@ -124,7 +124,7 @@ def template_features(
 
 
 def _halver(columns: int, halves: Halves) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
-    """What makes one feature of `columns` numbers."""
+    """A function that takes one feature out of `columns` numbers."""
     if halves not in ("whole", "first", "sum"):
         raise DataError(f"halves is {halves!r}; expected 'whole', 'first' or 'sum'")
     middle, odd = divmod(columns, 2)
@@ -161,7 +161,7 @@ def _medium_shares(row: npt.NDArray[np.intp], media: npt.NDArray[Any]) -> Floats
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateVerification:
-    """How well template pairs are told apart; rates in [0, 1].
+    """How well genuine and impostor template pairs are distinguished; rates in [0, 1].
 
     `tpr` maps each FPR target to the rate of genuine pairs accepted, `fpr` and `threshold` to the point of the ROC it
     was read at: by `rule` the nearest FPR (what published tables use) or the largest not above the target. Equal

@@ -1,4 +1,4 @@
-"""One model on the benchmarks that papers report, each by its own protocol and told in one form."""
+"""One model on the benchmarks that papers report, each by its own protocol, with results of one form."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PUBLISHED_FPR = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteResult:
-    """What a benchmark gave: `rates` in [0, 1] under the headings of tables, and all `figures` as plain values.
+    """The result of a benchmark: `rates` in [0, 1] under the headings of tables, and all `figures` as plain values.
 
     `deviations` are over the folds of a heterogeneous protocol. `remarks` say what to know of the figures, `skipped`
     what they leave out. `whole` is false for a set of another size than the published one.

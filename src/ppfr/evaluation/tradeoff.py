@@ -1,4 +1,4 @@
-"""What smaller payloads cost: pair accuracy against bytes over the settings that may change after training."""
+"""The price of smaller payloads: pair accuracy against bytes over the settings that may change after training."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ class PpfrError(Exception):
 
 
 class PayloadError(PpfrError, ValueError):
-    """A payload does not match the schema of the method that shall embed it."""
+    """A payload does not match the schema of the method that is to embed it."""
 
 
 class ShapeError(PpfrError, ValueError):

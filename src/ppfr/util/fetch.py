@@ -15,7 +15,7 @@ from ppfr.util.errors import DataError
 from ppfr.util.files import sha256_file
 from ppfr.util.progress import bar
 
-_PIECE = 1 << 16
+_CHUNK = 1 << 16
 _TIMEOUT = 30.0
 
 
@@ -84,9 +84,9 @@ def _download(url: str, part: Path) -> None:
         left = answer.headers.get("Content-Length")
         task = progress.add_task(part.name[1:-5], total=None if left is None else int(left), note="")
         with open(part, "ab" if partial else "wb") as stream:
-            while piece := answer.read(_PIECE):
-                stream.write(piece)
-                progress.advance(task, len(piece))
+            while chunk := answer.read(_CHUNK):
+                stream.write(chunk)
+                progress.advance(task, len(chunk))
             stream.flush()
             os.fsync(stream.fileno())
     if left is not None and part.stat().st_size != int(left) + (have if partial else 0):

@@ -50,7 +50,7 @@ def atomic_write(path: Path | str, data: bytes | str, *, mode: int | None = None
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hexadecimal SHA-256 of a file's content, read in pieces."""
+    """Hexadecimal SHA-256 of a file's content, read in chunks."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while piece := stream.read(1 << 20):

@@ -1,4 +1,4 @@
-"""How this process takes memory from the system, and when it hands it back."""
+"""Settings of memory allocation of this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def tune_memory() -> None:
 
     PyTorch asks Linux for huge pages when a variable says so before the first tensor is made: passes over hundreds of
     DCT channels become up to five times faster. glibc keeps freed memory instead of handing it back (5 to 15 % of a
-    training step); blocks over 32 MB still go back, so that the heap does not grow ragged. Elsewhere neither matters.
+    training step); blocks over 32 MB still go back, so that the heap stays whole. Elsewhere this does nothing.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if _is_glibc():

@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without OpenCV's warnings and errors on standard error, where an exception or a result tells the same."""
+    """Silence OpenCV's warnings and errors on standard error, where an exception or a result says the same."""
     before = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
@@ -22,7 +22,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Every call of OpenCV and PyTorch keeps to its own thread: the callers are parallel, and sums have one order."""
+    """Make every call of OpenCV and PyTorch use one thread: the callers are parallel, and sums have one order."""
     before = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """InsightFace's verification files, read without trusting them.
 
 A `.bin` file is a pickle, and unpickling runs whatever functions the file names. Here the few names that such
-files use stand for small inert objects of our own, created anew for each file; any other name is refused. So
+files use stand for small inert objects of our own, created for each file; any other name is refused. So
 not even NumPy sees the file's values, and files written with any NumPy (1 or 2) and any Python (2 or 3) read
 the same.
 """

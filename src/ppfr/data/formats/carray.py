@@ -5,7 +5,7 @@
     lfw_list.npy                         P truth values
 
 Rows 2 i and 2 i + 1 are pair i. The values are (pixel / 255 - 0.5) / 0.5 with the planes blue, green, red: both
-projects swap the planes before they embed. Blosc has no checksums: damage is told by values that are no
+projects swap the planes before they embed. Blosc has no checksums: damage shows in values that are no
 pixels, which finds nearly all of it, but not a flipped sign.
 """
 

@@ -30,7 +30,7 @@ class Suite:
     """A benchmark: its name on the command line, its title, and how its file or folder may be called.
 
     `names` are compared without regard to case, with `_` for every other separator. `column` is its heading in tables
-    and `pairs` how many pairs the published set has, by which a part of it is told from the whole.
+    and `pairs` how many pairs the published set has, by which a part of it is recognised.
     """
 
     name: str
@@ -112,8 +112,8 @@ def find_suites(root: Path, names: Sequence[str]) -> FoundSuites:
             raise DataError(f"{suite.title} lies in {nearest[0]} and in {nearest[1]}; expected one of them in {root}")
         paths[name] = found[0]
     if not paths:
-        told = "; ".join(f"{name} {reason}" for name, reason in missing)
-        raise DataError(f"no benchmark found: {told}")
+        reasons = "; ".join(f"{name} {reason}" for name, reason in missing)
+        raise DataError(f"no benchmark found: {reasons}")
     return FoundSuites(paths, missing)
 
 

@@ -60,7 +60,7 @@ class Protocol:
 
     `train`, `gallery` and `probe` are file names under the list folder; of several in `gallery` the first that exists
     counts. `{fold}` stands for the fold's number; a protocol without it has one fold. `domains` maps a word of a path
-    (between slashes, dots and underscores) to what it says. `identity_column` tells that identities stand in a second
+    (between slashes, dots and underscores) to what it says. `identity_column` says that identities stand in a second
     column and that folders do not name them.
     """
 
@@ -221,9 +221,9 @@ def read_simulation(root: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); simulate the data set anew") from error
+        raise DataError(f"{path} cannot be read ({error}); simulate the data set again") from error
     if not isinstance(content, dict) or not content:
-        raise DataError(f"{path} holds no description; simulate the data set anew")
+        raise DataError(f"{path} holds no description; simulate the data set again")
     return content
 
 

@@ -30,7 +30,7 @@ from ppfr.util.errors import DataError
 from ppfr.util.progress import bar, track
 
 IMAGES_FOLDER, LISTS_FOLDER = "loose_crop", "meta"
-_BLOCK = 1024
+_CHUNK = 1024
 
 
 class Subjects(NamedTuple):
@@ -180,7 +180,7 @@ def _read_images(path: Path, columns: int, dtype: type[np.generic]) -> tuple[lis
 def _read_pairs(path: Path, known: Indices) -> tuple[Indices, Indices, npt.NDArray[np.bool_]]:
     try:
         with warnings.catch_warnings():
-            # that a list is empty is told below
+            # an empty list is reported below
             warnings.simplefilter("ignore", UserWarning)
             rows = np.loadtxt(path, np.int64, comments=None, ndmin=2, encoding="utf-8")
     except OSError as error:
@@ -243,9 +243,9 @@ def open_ijb(lists: IjbLists, *, size: int = FACE_SIZE, strict: bool = False) ->
     title = lists.root.name
     good: list[int] = []
     skipped: list[Skipped] = []
-    blocks = range(0, len(lists.names), _BLOCK)
+    blocks = range(0, len(lists.names), _CHUNK)
     for start in track(blocks, f"{title}: looking at {len(lists.names):,} images"):
-        rows = range(start, min(start + _BLOCK, len(lists.names)))
+        rows = range(start, min(start + _CHUNK, len(lists.names)))
         for row, found in zip(rows, in_threads(lambda row: _crop(lists, row, size), rows), strict=True):
             if isinstance(found, DataError):
                 skipped.append(Skipped(lists.names[row], str(found)))

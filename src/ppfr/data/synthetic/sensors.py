@@ -2,7 +2,7 @@
 
 Nothing here is physics. The transform takes away what near-infrared and thermal cameras take away (colour, ambient
 shading, fine texture), changes the tones and adds noise, so that a recogniser meets a gap between the modalities. How
-wide the real gap is it cannot tell: whatever is measured on such images is *simulated* and must be called so.
+wide the real gap is it cannot show: every figure measured on such images is *simulated* and must be called so.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ People = tuple[npt.ArrayLike, npt.ArrayLike]
 REPLICATES = 1000
 CONFIDENCE = 0.95
 # weights held at once while bootstrapping pairs: 32 MB
-_PORTION = 1 << 22
+_CHUNK = 1 << 22
 
 
 class Interval(NamedTuple):
@@ -169,7 +169,7 @@ class PairResampling:
 
     def _weights(self) -> Iterator[Floats]:
         rng = np.random.default_rng(self.seed)
-        portion = max(1, _PORTION // len(self.truth))
+        portion = max(1, _CHUNK // len(self.truth))
         for start in range(0, self.replicates, portion):
             yield self._draw(min(portion, self.replicates - start), rng)
 

@@ -1,4 +1,4 @@
-"""How well scores tell mated from non-mated pairs of two deployments: the linkability measures of ISO/IEC 30136."""
+"""How well scores distinguish mated from non-mated pairs of two deployments: linkability by ISO/IEC 30136."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from ppfr.evaluation.metrics.statistics import Bools, Floats, Interval, PairResampling, People, percentile_interval
 from ppfr.util.errors import DataError
 
-# as many bins as the reference implementation takes, but never so few that nothing can be told apart
+# as many bins as the reference implementation takes, but never so few that nothing can be distinguished
 _SCORES_PER_BIN, _FEWEST_BINS, _MOST_BINS = 10, 8, 100
 _SHUFFLES = 20
 

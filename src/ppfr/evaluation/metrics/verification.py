@@ -35,7 +35,7 @@ THRESHOLDS.flags.writeable = False
 
 @dataclass(frozen=True, kw_only=True)
 class Verification(RocFigures):
-    """How well pairs are told apart: the figures of the ROC, and the accuracy over folds.
+    """How well genuine and impostor pairs are distinguished: the figures of the ROC, and the accuracy over folds.
 
     `accuracy` is the mean over folds, `accuracy_std` the (population) standard deviation over them,
     `threshold` the mean of the folds' thresholds: a squared distance, below which a pair counts as one
@@ -75,7 +75,7 @@ def verification(
     Embeddings are scaled to unit length unless `normalise` is false; then the default `thresholds` (squared
     distances 0, 0.01, .. 3.99) fit unit vectors only. Folds are contiguous, see `kfold`. With `groups`, the
     people (P,) of `first` and of `second`, the intervals come from resampling people, which is what a new
-    test would draw anew; without, from resampling pairs, which is too narrow when people occur in many
+    test would draw again; without, from resampling pairs, which is too narrow when people occur in many
     pairs. Raises DataError for shapes that do not belong together, for values that are not finite, and for
     groups that contradict `same`.
     """
@@ -189,9 +189,9 @@ def _grid(thresholds: npt.ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class Folds:
-    """What k-fold verification gives: per fold accuracy and threshold (K,), and the mean ROC over the folds.
+    """The result of k-fold verification: per fold accuracy and threshold (K,), and the mean ROC over the folds.
 
-    `verdicts` (P,) tell which pairs their fold's threshold takes for one person. `tpr`, `fpr` (T,) are means
+    `verdicts` (P,) are true for pairs that their fold's threshold takes for one person. `tpr`, `fpr` (T,) are means
     over the folds of the rates in the test fold at every threshold of the grid (0 in a fold without such
     pairs).
     """

@@ -110,7 +110,7 @@ def list_recordio(path: Path) -> Listed:
 
 
 def _images_of_header(path: Path, keys: Indices, offsets: Indices) -> int | None:
-    """How many images the header record tells, or None when the set begins with an image."""
+    """The number of images according to the header record; None when the set begins with an image."""
     try:
         content = _content(DataFiles([path]).reader(0), int(offsets[0]))
         if not content.flag or content.image:
