@@ -16,9 +16,9 @@ from ppfr.util.errors import DataError
 class Records(ABC):
     """Encoded images in a fixed order.
 
-    `labels` (N,) int64 index `identities`; `names` (N) differ for each image, and are file names if `named`; `skipped` is
-    what the source named but could not give. `oblong` (M,) int64 are the rows whose images are not square, or None when
-    nothing has decoded the images yet.
+    `labels` (N,) int64 index `identities`; `names` (N) differ for each image, and are file names if `named`; `skipped`
+    lists what the source named but could not give. `oblong` (M,) int64 are the rows whose images are not square, or
+    None when nothing has decoded the images yet.
     """
 
     name: str
