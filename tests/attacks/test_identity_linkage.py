@@ -152,7 +152,7 @@ def test_the_servers_own_embeddings_help_who_knows_the_server(probes: Tensor) ->
     assert found_first(blind, probes) <= 0.1
     assert found_first(server, probes) >= 0.5
     assert server.threat.knows is Knows.PARAMETERS
-    assert blind.notes["the server's own embedding"] == "not asked"
+    assert blind.notes["the server's own embedding"] == "not used"
     assert server.notes["the server's own embedding"] in ("75% of the embedding", "100% of the embedding")
 
 

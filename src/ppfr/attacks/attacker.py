@@ -25,7 +25,7 @@ _FIRST_DRAW = 1 << 16
 
 
 class Attacker:
-    """Everything that an attack can reach; each thing is handed out only if the threat model grants it.
+    """Everything that an attack can reach; each thing is available only if the threat model grants it.
 
     `target` describes the attacked method, `schema` is that of its payload, or of its stored templates where the
     attacker sees those, and `payloads_per_image` is how many payloads of each image (or person) it sees. `budget`
@@ -114,7 +114,7 @@ class Attacker:
     def hypotheses(self) -> list[Hypothesis]:
         """Every possible client, for an attacker who knows the deployment's secrets or a method without any.
 
-        Empty where the client's draws are too many to list. Raises AttackError for one who knows less.
+        Empty where the client's draws are too many to list. Raises AttackError for an attacker who knows less.
         """
         self._require_knowledge(client_knowledge(self.target))
         return self._method.hypotheses()
@@ -137,7 +137,7 @@ class Attacker:
     def query(self, images: Tensor, generator: torch.Generator) -> Payload:
         """What the attacker would see of images (B,3,H,W) in [-1,1] that it sends through the client itself.
 
-        For one who sees templates the server has enrolled them. Raises AttackError without query access.
+        For an attacker who sees templates the server enrols them. Raises AttackError without query access.
         """
         self._require(Has.QUERIES)
         return observe(self._method, images, self.threat.sees, generator)
@@ -145,7 +145,7 @@ class Attacker:
     def embed(self, payload: Payload) -> Tensor:
         """The server's embeddings (B,D) of a payload, for an attacker who knows the public parameters.
 
-        Raises AttackError for one who knows less, MethodError for a method without a server.
+        Raises AttackError for an attacker who knows less, MethodError for a method without a server.
         """
         self._require_knowledge(Knows.PARAMETERS)
         return stored_templates(self._method, payload)["template"]
@@ -153,7 +153,7 @@ class Attacker:
     def deployments(self) -> Deployments:
         """The target and a second deployment of it, for an attacker who sees templates and can enrol faces with both.
 
-        Raises AttackError for one who cannot, and when the target does not say how other secrets are drawn.
+        Raises AttackError for any other attacker, and when the target cannot draw other secrets.
         """
         self._require(Has.QUERIES)
         if self.threat.sees is not Sees.TEMPLATES:

@@ -45,9 +45,10 @@ class AttackOptions(BaseModel):
 class Result(ABC):
     """The result of an attack, one row for each image that was attacked, and the conditions it was obtained under.
 
-    Authors of a new kind of result write `__len__`, `checked` and `metrics`, and name in `per_row` the fields that hold
-    one entry a row. The sealed call of an attack fills in the conditions. `recogniser` is the SHA-256 of the attacker's
-    own recogniser, empty without one: it may not judge the result. `seconds` counts preparation and recovery.
+    Authors of a new type of result write `checked` and `metrics`, and name in `per_row` the fields with one entry for
+    each row; the first of these is always present. The sealed call of an attack fills in the conditions. `recogniser`
+    is the SHA-256 of the attacker's own recogniser, empty without one; it may not judge the result. `seconds` includes
+    preparation.
     """
 
     per_row: ClassVar[tuple[str, ...]]
@@ -60,13 +61,12 @@ class Result(ABC):
     budget: str = ""
     seconds: float = 0.0
 
-    @abstractmethod
     def __len__(self) -> int:
-        """Rows that were attacked."""
+        return len(getattr(self, self.per_row[0]))
 
     @abstractmethod
     def checked(self, rows: int, attacker: Attacker) -> Self:
-        """This result, free of gradients, or AttackError for one that is not whole; `rows` images were attacked."""
+        """This result without gradients, for `rows` attacked images; raises AttackError where it is incomplete."""
 
     @abstractmethod
     def metrics(self, context: MetricContext) -> list[Figure]:
@@ -115,18 +115,15 @@ class Recovery(Result):
     tensors: tuple[str, ...] = ()
     prior: str = ""
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def checked(self, rows: int, attacker: Attacker) -> Self:
         _check_rows(self.images, (rows, 3, *attacker.input_size), "images")
         if rows and not (float(self.images.min()) >= 0 and float(self.images.max()) <= 1):
             raise AttackError(
                 f"values in [{float(self.images.min()):.4g}, {float(self.images.max()):.4g}]; expected [0, 1]"
             )
-        for what, length in (("hypotheses", len(self.hypotheses)), ("misfit", _length(self.misfit))):
-            if length not in (0, rows):
-                raise AttackError(f"{length} {what} for {rows} payloads; expected one each")
+        for what, values in (("hypotheses", self.hypotheses), ("misfit", self.misfit)):
+            if values is not None and len(values) not in (0, rows):
+                raise AttackError(f"{len(values)} {what} for {rows} payloads; expected one each")
         return replace(self, images=self.images.detach())
 
     def metrics(self, context: MetricContext) -> list[Figure]:
@@ -156,9 +153,6 @@ class Linkage(Result):
     per_row = ("embeddings",)
     embeddings: Tensor
 
-    def __len__(self) -> int:
-        return len(self.embeddings)
-
     def checked(self, rows: int, attacker: Attacker) -> Self:
         _check_rows(self.embeddings, (rows, attacker.recogniser.embedding_size), "embeddings")
         return replace(self, embeddings=self.embeddings.detach().float())
@@ -184,9 +178,6 @@ class Inference(Result):
     attribute: str
     label: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
 
-    def __len__(self) -> int:
-        return len(self.classes)
-
     def checked(self, rows: int, attacker: Attacker) -> Self:
         if tuple(self.classes.shape) != (rows,) or self.classes.dtype != torch.int64:
             raise AttackError(f"classes {tuple(self.classes.shape)} {self.classes.dtype}; expected ({rows},) int64")
@@ -208,10 +199,6 @@ def _check_rows(values: Tensor, expected: tuple[int, ...], what: str) -> None:
     if not bool(torch.isfinite(values).all()):
         bad = (~torch.isfinite(values.flatten(1)).all(1)).nonzero().flatten().tolist()
         raise AttackError(f"values that are not finite in rows {bad} of {what}")
-
-
-def _length(values: Tensor | None) -> int:
-    return 0 if values is None else len(values)
 
 
 Found = TypeVar("Found", bound=Result, covariant=True)

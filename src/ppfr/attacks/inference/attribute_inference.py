@@ -58,7 +58,7 @@ class AttributeInference(Attack[Inference]):
         if len(self._classes) < 2:
             raise AttackError(
                 f"all {len(labels)} examples are of class {labels[0].item()} of {self.options.attribute!r}; "
-                "there is nothing to tell apart"
+                "expected several classes"
             )
         payloads = pairs.in_chunks(range(len(pairs)), attacker.generator(6))
         inputs = [_inputs(self._features(payload)) for payload in payloads]

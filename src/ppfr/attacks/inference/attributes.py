@@ -21,11 +21,11 @@ _BLACK = 0.02
 
 
 def dark_hair(images: Tensor) -> Tensor:
-    """Classes (B,) int64 of aligned faces (B,3,H,W) RGB in [-1,1]: 1 where what is above the forehead is dark, else 0.
+    """Classes (B,) int64 of aligned faces (B,3,H,W) RGB in [-1,1]: 1 where a band above the forehead is dark, else 0.
 
-    Mostly that is hair; it may be a hat, a bald head or the background. It is dark if its median luma (BT.601, 0..1) is
-    below 0.3 of the cheeks' in the same photo, so that exposure matters little. Raises ShapeError for other shapes and
-    ranges.
+    The band mostly shows hair, sometimes a hat, a bald head or the background. It is dark if its median luma (BT.601,
+    0..1) is below 0.3 of the cheeks' in the same photo, so that exposure matters little. Raises ShapeError for other
+    shapes and ranges.
     """
     return (hair_brightness(images) < _DARK).long()
 

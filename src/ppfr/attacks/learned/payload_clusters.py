@@ -1,4 +1,4 @@
-"""Payload clusters: where a client draws one of a few transforms, channel energies say which one it drew."""
+"""Payload clusters: payloads grouped by the transform that the client drew for them, found from channel energies."""
 
 from __future__ import annotations
 

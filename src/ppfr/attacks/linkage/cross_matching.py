@@ -30,9 +30,6 @@ class CrossMatch(Result):
     templates: Tensor
     deployments: Deployments = field(repr=False)
 
-    def __len__(self) -> int:
-        return len(self.templates)
-
     def checked(self, rows: int, attacker: Attacker) -> Self:
         expected = (rows, *attacker.schema.tensors["template"].shape)
         if tuple(self.templates.shape) != expected or not bool(torch.isfinite(self.templates).all()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -62,8 +63,8 @@ class IdentityLinkage(Attack[Linkage]):
         targets = clear_targets(attacker.recogniser, self._features.pairs.images)
         steps = attacker.budget.steps(self.options.steps)
         reader = train_reader(attacker, self._features, targets, steps=steps, rate=self.options.rate)
-        self._sources: list[Callable[[Payload], Tensor]] = [lambda payload: reader(self._features(payload), flip=True)]
-        self._server = "not asked"
+        self._sources: list[Callable[[Payload], Tensor]] = [lambda payload: reader(self._features(payload))]
+        self._server = "not used"
         if self.options.server:
             self._add_server(attacker, targets)
         self._mixture = self._choose_mixture(attacker, targets)
@@ -75,7 +76,7 @@ class IdentityLinkage(Attack[Linkage]):
         return Linkage(embeddings, notes={"learned from": str(self._features), "the server's own embedding": server})
 
     def _add_server(self, attacker: Attacker, targets: Tensor) -> None:
-        """Let the server's embeddings of a payload and of its mirror image count, if there is a server."""
+        """Add the server's embeddings of a payload and of its mirror image to the sources, if there is a server."""
         rows = self._features.learning
         payloads = self._features.pairs.in_chunks(rows, attacker.generator(5))
         try:
@@ -89,7 +90,7 @@ class IdentityLinkage(Attack[Linkage]):
 
     @torch.no_grad()
     def _embed(self, payload: Payload) -> list[Tensor]:
-        """The unit embeddings (B,D) that each source gives."""
+        """Unit embeddings (B,D), one tensor for each source."""
         return [F.normalize(source(payload)) for source in self._sources]
 
     def _choose_mixture(self, attacker: Attacker, targets: Tensor) -> tuple[float, ...]:
@@ -116,7 +117,7 @@ def mirrored(payload: Payload) -> Payload:
 
 
 def clear_targets(recogniser: Recogniser, images: Tensor) -> Tensor:
-    """Unit embeddings (n,D) of clear images, mirrored views summed in."""
+    """Unit embeddings (n,D) of clear images, those of the mirrored images summed in."""
     return F.normalize(recogniser.embed(images, flip=True)).to(images.device)
 
 
@@ -153,23 +154,16 @@ class Reader(nn.Module):
         return embedding + self.numbers(features.vector) if features.vector.shape[1] else embedding
 
 
-class FixedReader:
-    """A recogniser without trainable weights, on the estimated image."""
-
-    def __init__(self, recogniser: Recogniser) -> None:
-        self._recogniser = recogniser
-
-    def __call__(self, features: Features, *, flip: bool = False) -> Tensor:
-        return self._recogniser.embed(features.image, flip=flip).to(features.image.device)
-
-
 def train_reader(
     attacker: Attacker, features: FeatureExtractor, targets: Tensor, *, steps: int, rate: float
-) -> Reader | FixedReader:
-    """Distil the recogniser's embeddings of clear images into a reader of payloads."""
+) -> Callable[[Features], Tensor]:
+    """Distil the recogniser's embeddings of clear images into a reader of payloads, mirrored images summed in.
+
+    A recogniser without trainable weights is applied to the estimated image as it is.
+    """
     recogniser = attacker.recogniser
     if recogniser.backbone is None:
-        return FixedReader(recogniser)
+        return lambda found: recogniser.embed(found.image, flip=True).to(found.image.device)
     with torch.random.fork_rng(devices=[]):
         reader = Reader(recogniser, features, attacker.generator(2)).to(attacker.device)
     train(
@@ -182,4 +176,4 @@ def train_reader(
         generator=attacker.generator(3),
         progress=attacker.progress,
     )
-    return reader
+    return partial(reader, flip=True)
