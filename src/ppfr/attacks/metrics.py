@@ -161,12 +161,11 @@ def re_identification(images: Tensor, judge: FaceEmbedder, truth: Truth) -> list
 
 def linkage(probes: Floats, recogniser: FaceEmbedder, truth: Truth) -> list[Figure]:
     """Identification and pair verification of embeddings (B,D) against other clear photos, by one recogniser."""
-    clear, _ = truth.embeddings(recogniser)
-    return [*_search(probes, clear, recogniser, truth), _pair_linkage(probes, clear, recogniser, truth)]
+    return [*_search(probes, recogniser, truth), _pair_linkage(probes, recogniser, truth)]
 
 
-def _search(probes: Floats, clear: Floats, recogniser: FaceEmbedder, truth: Truth) -> list[Figure]:
-    _, known = truth.embeddings(recogniser)
+def _search(probes: Floats, recogniser: FaceEmbedder, truth: Truth) -> list[Figure]:
+    clear, known = truth.embeddings(recogniser)
     _, owners = truth.other_photos()
     got, most = (
         identification(embedded, truth.people, known, owners, fars=FARS, seed=truth.seed)
@@ -194,12 +193,12 @@ def _tar(far: float, got: Identification, most: Identification, recogniser: Face
     return Figure(f"tar@{far:g}", title, value, interval, far, most.tar[far], most.tar_interval[far], recogniser.name)
 
 
-def _pair_linkage(probes: Floats, clear: Floats, recogniser: FaceEmbedder, truth: Truth) -> Figure:
+def _pair_linkage(probes: Floats, recogniser: FaceEmbedder, truth: Truth) -> Figure:
     """Ten-fold accuracy of pairs of a result and a clear photo, as many genuine as impostor ones.
 
     The ceiling is the recogniser's own accuracy on the same pairs, with the clear image in place of the result.
     """
-    _, known = truth.embeddings(recogniser)
+    clear, known = truth.embeddings(recogniser)
     _, owners = truth.other_photos()
     first, second, same = draw_linkage_pairs(truth.people, owners, truth.seed)
     got, most = (

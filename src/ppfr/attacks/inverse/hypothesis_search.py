@@ -13,7 +13,7 @@ from ppfr.attacks.inverse.face_prior import FacePrior, to_images, to_planes
 from ppfr.attacks.inverse.gauss_newton import GaussNewton
 from ppfr.attacks.inverse.least_squares import NormalEquations, Solver
 from ppfr.attacks.inverse.linear_operator import AffineClient, Survey, as_channels, log_energy
-from ppfr.attacks.inverse.observations import Observed, joined_hypothesis, joined_names, joined_survey
+from ppfr.attacks.inverse.observations import Observed, join
 from ppfr.methods.common.audit_hooks import Hypothesis
 
 # rows held in float64 at once: channels while screening, planes while solving
@@ -150,9 +150,7 @@ class HypothesisSearch:
         for combination, group in tries:
             parts, observed = assigned.join(combination, group)
             solver = GaussNewton(
-                joined_hypothesis([self._hypotheses[index] for index in parts]),
-                joined_names(names, len(parts)),
-                joined_survey([self._surveys[index] for index in parts]),
+                *self._joint(parts, names),
                 self._prior,
                 steps=self._settings.newton,
                 iterations=self._settings.iterations,
@@ -210,10 +208,10 @@ class HypothesisSearch:
         adapt: bool,
         known: Solver | None,
     ) -> NormalEquations:
-        hypothesis = joined_hypothesis([self._hypotheses[index] for index in parts])
+        hypothesis, joint_names, found = self._joint(parts, names)
         return NormalEquations(
-            AffineClient(hypothesis, joined_names(names, len(parts)), self._prior.mean),
-            joined_survey([self._surveys[index] for index in parts]),
+            AffineClient(hypothesis, joint_names, self._prior.mean),
+            found,
             observed,
             self._prior,
             precision=self._settings.precision,
@@ -223,6 +221,9 @@ class HypothesisSearch:
             adapt=adapt,
             known=known,
         )
+
+    def _joint(self, parts: Sequence[int], names: Sequence[str]) -> tuple[Hypothesis, tuple[str, ...], Survey]:
+        return join([self._hypotheses[index] for index in parts], [self._surveys[index] for index in parts], names)
 
     def _finish(self, pool: _Pool) -> None:
         rights, starts = torch.cat(pool.rights), torch.cat(pool.starts)

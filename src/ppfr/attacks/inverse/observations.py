@@ -16,30 +16,23 @@ _SAMPLE = 4
 _STEP_SAMPLE, _STEP_REPEATS = 2048, 4
 
 
-def joined_hypothesis(hypotheses: Sequence[Hypothesis]) -> Hypothesis:
-    """A client that sends the tensors of several clients at once, under names of their own."""
+def join(
+    hypotheses: Sequence[Hypothesis], surveys: Sequence[Survey], names: Sequence[str]
+) -> tuple[Hypothesis, tuple[str, ...], Survey]:
+    """Several clients as one that sends all their tensors, with the names it gives to `names`, and its survey."""
     if len(hypotheses) == 1:
-        return hypotheses[0]
+        return hypotheses[0], tuple(names), surveys[0]
 
     def apply(images: Tensor) -> dict[str, Tensor]:
         sent = [hypothesis.apply(images) for hypothesis in hypotheses]
         return {_label(name, place): part[name] for place, part in enumerate(sent) for name in part}
 
-    return Hypothesis(" + ".join(hypothesis.name for hypothesis in hypotheses), apply)
-
-
-def joined_survey(surveys: Sequence[Survey]) -> Survey:
-    """The survey of a `joined_hypothesis`, from those of its parts."""
-    joined = Survey({}, {}, {}, {})
+    joint = Survey({}, {}, {}, {})
     for place, found in enumerate(surveys):
-        for whole, part in zip(vars(joined).values(), vars(found).values(), strict=True):
+        for whole, part in zip(vars(joint).values(), vars(found).values(), strict=True):
             whole.update({_label(name, place): value for name, value in part.items()})
-    return joined
-
-
-def joined_names(names: Sequence[str], count: int) -> tuple[str, ...]:
-    """Names of the tensors `names` in a `joined_hypothesis` of `count` parts."""
-    return tuple(_label(name, place) for place in range(count) for name in names)
+    labels = tuple(_label(name, place) for place in range(len(hypotheses)) for name in names)
+    return Hypothesis(" + ".join(hypothesis.name for hypothesis in hypotheses), apply), labels, joint
 
 
 def _label(name: str, place: int) -> str:
@@ -63,9 +56,9 @@ def distinct_payloads(tensors: Mapping[str, Tensor], per_image: int) -> tuple[di
 
 
 class Observed:
-    """Payloads of some images, arranged as the tensors of a `joined_hypothesis`.
+    """Payloads of some images, arranged as the tensors of joint hypotheses (`join`).
 
-    `members[i][k]` are the rows of `tensors` that are of image i under the k-th hypothesis of the joined one; several
+    `members[i][k]` are the rows of `tensors` that are of image i under the k-th of the joint hypotheses; several
     are averaged, so that noise averages out. All images have equally many.
     """
 
