@@ -16,11 +16,11 @@ from ppfr.methods.partialface import (
     ORDERS,
     REFERENCE_ORDERS,
     REFERENCE_SUBSETS,
+    GatedConv2d,
     PartialFaceOptions,
     draw_training_kinds,
     make_table,
 )
-from ppfr.networks.gated import GatedConv2d
 from ppfr.util.errors import MethodError
 
 

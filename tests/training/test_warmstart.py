@@ -13,9 +13,9 @@ import ppfr
 from ppfr.data.images import to_tensor
 from ppfr.data.synthetic.faces import SyntheticFaces
 from ppfr.methods import Stage, TrainingStep, TrunkInput
+from ppfr.methods.partialface import GatedConv2d
 from ppfr.networks import Preprocessing, Recogniser, build_backbone
-from ppfr.networks.gated import GatedConv2d
-from ppfr.training.warmstart import align_experts, can_warm_start, fit_first_layer, patches_at, warm_start
+from ppfr.training.warmstart import align_banks, can_warm_start, fit_first_layer, patches_at, warm_start
 from ppfr.util.errors import CheckpointError
 
 SMALL = {"width": 0.25, "embedding_size": 32}
@@ -134,7 +134,7 @@ def test_aligned_experts_agree_on_an_image() -> None:
         return float((similarity.sum() - 18) / (18 * 17))
 
     fresh = spread()
-    align_experts(stage, images, generator)
+    align_banks(stage, images, generator)
     assert spread() > fresh + 0.2
 
 

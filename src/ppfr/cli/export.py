@@ -60,7 +60,6 @@ def export(
         raise MethodError(f"--precision {precision}: give faces with --data, to calibrate and to measure the cost")
     method = load_protected(run, settings)
     exported = export_method(method, out_dir, coding=coding)
-    batch = "any number of images" if exported.batch is None else f"{exported.batch} image"
     graph = exported.graph
     client = (
         f"no graph of this client: {graph.reason}"
@@ -70,7 +69,7 @@ def export(
     out.print(
         f"contract {exported.contract.id}\n{out_dir / 'client'}: to devices; {client}\n"
         f"{out_dir / 'server'}: to the server; ONNX differs from PyTorch by {exported.difference:.1g} of the "
-        f"largest value, takes {batch} at a time",
+        f"largest value",
         soft_wrap=True,
     )
     warn_of(exported.contract)

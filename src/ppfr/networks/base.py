@@ -10,7 +10,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ppfr.networks.gated import GatedConv2d
 from ppfr.util.errors import ShapeError
 
 AfterStage = Callable[[int, Tensor], Tensor]
@@ -43,6 +42,28 @@ class BlockShape:
     reduction: int
 
 
+class FilterBankConv(nn.Module, ABC):
+    """A first layer of several filter banks, one for each kind of input, among which the input itself decides.
+
+    Warm starts fit each bank to the inputs of its kind.
+    """
+
+    banks: int
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    @abstractmethod
+    def bank(self, index: int) -> Tensor:
+        """The filters (O,C,k,k) of one bank, a view of the weights."""
+
+    @abstractmethod
+    def rescaled(self, features: Tensor, banks: Tensor) -> Tensor:
+        """Features (B,C,H,W) at the scale in which the banks (B,) given for them see them."""
+
+
 class Backbone(nn.Module, ABC):
     """A network that turns (B, in_channels, H, W) into (B, embedding_size) embeddings, not normalised.
 
@@ -69,7 +90,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def first_layer(self) -> nn.Conv2d | GatedConv2d:
+    def first_layer(self) -> nn.Conv2d | FilterBankConv:
         """The convolution that reads the input."""
 
     @property

@@ -39,7 +39,7 @@ def folded(network: Network) -> Network:
 def reading_channel(backbone: Backbone, channel: int) -> Backbone:
     """Return a copy of a backbone that reads `channel` alone, (B, 1, H, W), as if all others were zero.
 
-    Raises MethodError for a channel that the backbone does not have, or a gated first layer.
+    Raises MethodError for a channel that the backbone does not have, or a first layer of several filter banks.
     """
     if not isinstance(backbone.first_layer, nn.Conv2d) or not 0 <= channel < backbone.in_channels:
         raise MethodError(

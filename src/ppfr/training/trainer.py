@@ -24,14 +24,14 @@ from ppfr.distributed.process_group import Ranks
 from ppfr.heads import Head, ShardedHead, build_head
 from ppfr.methods import Method, Mixture, Stage
 from ppfr.networks import Recogniser
-from ppfr.networks.gated import GatedConv2d
+from ppfr.networks.base import FilterBankConv
 from ppfr.recipes.recipe import Recipe, StageSettings
 from ppfr.training.checkpoints import restore, save_checkpoint
 from ppfr.training.distillation import Distillation
 from ppfr.training.interruption import Interrupted, termination_requested
 from ppfr.training.optimizer import autocast_dtype, build_optimizer, clip_gradients, rate_factor
 from ppfr.training.run import Run
-from ppfr.training.warmstart import align_experts, can_warm_start, warm_start
+from ppfr.training.warmstart import align_banks, can_warm_start, warm_start
 from ppfr.util.errors import RecipeError
 from ppfr.util.memory import release_memory
 from ppfr.util.progress import bar
@@ -165,8 +165,8 @@ class StageTrainer:
                 notes["warm_start"] = warm_start(stage, self.teacher, images, generator).to_dict()
                 if stage.after_warm_start is not None:
                     stage.after_warm_start(images[:32], generator)
-            elif isinstance(stage.trunk.first_layer, GatedConv2d):
-                notes["aligned_experts"] = align_experts(stage, images, generator)
+            elif isinstance(stage.trunk.first_layer, FilterBankConv):
+                notes["aligned_banks"] = align_banks(stage, images, generator)
         for module in (self.method, self.parts):
             module.to(self.device)
         del images

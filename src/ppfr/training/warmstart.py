@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppfr.methods import Stage
 from ppfr.networks import Backbone, Recogniser
-from ppfr.networks.gated import GatedConv2d
+from ppfr.networks.base import FilterBankConv
 from ppfr.util.errors import CheckpointError
 
 _BATCH = 32
@@ -80,11 +80,11 @@ def warm_start(
 
 
 @torch.no_grad()
-def align_experts(stage: Stage, images: Tensor, generator: torch.Generator) -> float:
-    """Without a teacher: let all experts of a gated first layer start as one random filter bank on the clear image.
+def align_banks(stage: Stage, images: Tensor, generator: torch.Generator) -> float:
+    """Without a teacher: let all banks of a first layer start as one random filter bank on the clear image.
 
-    Untrained experts would hand the trunk 18 unrelated languages; fitted to one common target they speak one. Returns
-    the explained share of its variance.
+    Untrained banks would give the trunk unrelated features for each kind of payload; fitted to one common target, they
+    give the same. Returns the explained share of the target's variance.
     """
     assert stage.trunk is not None
     filters = torch.randn(stage.trunk.first_layer.out_channels, 3, 3, 3, generator=generator) / 27**0.5
@@ -127,7 +127,7 @@ def norm_behind_first_layer(trunk: Backbone) -> nn.BatchNorm2d:
 
 
 class _Moments:
-    """Sums of one expert's patches (P values a position) and targets (O values), from which least squares follows."""
+    """Sums of one bank's patches (P values a position) and targets (O values), from which least squares follows."""
 
     def __init__(self, patch: int, out: int) -> None:
         self.gram = torch.zeros(patch, patch, dtype=torch.float64)
@@ -158,7 +158,7 @@ class _Moments:
         return weights, target_mean - patch_mean @ weights, explained, total
 
 
-def patches_at(features: Tensor, layer: nn.Conv2d | GatedConv2d, positions: Tensor) -> Tensor:
+def patches_at(features: Tensor, layer: nn.Conv2d | FilterBankConv, positions: Tensor) -> Tensor:
     """The columns `positions` (n,) of `F.unfold` of features (B,C,H,W) for a layer: patches (B, C * kernel, n).
 
     Only these are gathered: all patches of a stride of 2 take more than twice the memory of the features.
@@ -188,21 +188,21 @@ def fit_first_layer(
     """Fit the trunk's first layer to `target(images)`; returns the explained share of variance and the offset left.
 
     Solves the ridge-regularised normal equations (`ridge` relative to the patches' mean variance), one system for each
-    expert of a gated layer. The offset is the experts' mean: a gated layer has no bias of its own.
+    filter bank. The offset is the banks' mean: a layer of several banks has no bias of its own.
     """
     trunk = stage.trunk
     assert trunk is not None and stage.trunk_input is not None
     layer = trunk.first_layer
-    experts = layer.experts if isinstance(layer, GatedConv2d) else 1
+    banks = layer.banks if isinstance(layer, FilterBankConv) else 1
     size = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
-    moments = [_Moments(size, layer.out_channels) for _ in range(experts)]
+    moments = [_Moments(size, layer.out_channels) for _ in range(banks)]
     for first in range(0, len(images), _BATCH):
         batch = images[first : first + _BATCH]
         sample = stage.trunk_input(batch, generator)
         features = trunk.crop(sample.features).float()
-        kinds = torch.zeros(len(batch), dtype=torch.long) if sample.expert is None else sample.expert
-        if isinstance(layer, GatedConv2d):
-            features = features * layer.channel_scale[kinds][:, :, None, None]
+        kinds = torch.zeros(len(batch), dtype=torch.long) if sample.bank is None else sample.bank
+        if isinstance(layer, FilterBankConv):
+            features = layer.rescaled(features, kinds)
         wanted = target(batch).float().flatten(2)
         chosen = torch.randperm(wanted.shape[2], generator=generator)[: _PATCH_VALUES // size]
         patches, wanted = patches_at(features, layer, chosen), wanted[:, :, chosen]
@@ -215,8 +215,8 @@ def fit_first_layer(
     offset = torch.zeros(layer.out_channels, dtype=torch.float64)
     for kind, moment in enumerate(moments):
         weights, kind_offset, kind_explained, kind_total = moment.solve(ridge)
-        bank = layer.bank(kind) if isinstance(layer, GatedConv2d) else layer.weight
+        bank = layer.bank(kind) if isinstance(layer, FilterBankConv) else layer.weight
         bank.copy_(weights.T.reshape(bank.shape))
-        offset += kind_offset / experts
+        offset += kind_offset / banks
         explained, total = explained + kind_explained, total + kind_total
     return explained / total, offset.float()

@@ -33,10 +33,10 @@ class TrainingStep:
 
 @dataclass
 class TrunkInput:
-    """A sample of what reaches a trunk's first layer (B,C,H,W), and which expert of a gated layer each row is for."""
+    """A sample of the input of a trunk's first layer (B,C,H,W), and the filter bank (B,) that each row is meant for."""
 
     features: Tensor
-    expert: Tensor | None = None
+    bank: Tensor | None = None
 
 
 @dataclass

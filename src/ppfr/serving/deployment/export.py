@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ppfr.methods import Method, Payload
 from ppfr.methods.common.files import SECRETS_FILE
 from ppfr.methods.common.graph import NoGraph
-from ppfr.networks.gated import GatedConv2d
 from ppfr.serving.contract import CLIENT, CLIENT_FILE, EMBED_FILE, SERVER, Contract
 from ppfr.serving.deployment.graph import SavedGraph, save_protect_graph
 from ppfr.serving.deployment.onnx import TOLERANCE, write_onnx
@@ -32,7 +31,6 @@ class Exported:
 
     contract: Contract
     difference: float
-    batch: int | None
     graph: SavedGraph | NoGraph
 
 
@@ -56,16 +54,15 @@ def export_method(method: Method, out: Path, *, coding: str = "float32", seed: i
     if any(not torch.equal(again[name], payload[name]) for name in payload.tensors):
         raise MethodError(f"{method.info.name}: the exported client does not make the payloads that the method makes")
     graph = save_protect_graph(bare_client(out / CLIENT, contract), method, images[:1], out / CLIENT)
-    batch = 1 if any(isinstance(module, GatedConv2d) for module in method.server.modules()) else None
     with atomic_path(out / SERVER / EMBED_FILE) as path:
-        _save_server(method, payload, path, batch)
+        _save_server(method, payload, path)
     difference = _difference(method, Embedder(out / SERVER), payload)
     if not difference <= TOLERANCE:
         raise MethodError(
             f"{method.info.name}: ONNX Runtime's embeddings differ from PyTorch's by {difference:.2g} of the largest "
             f"value; expected at most {TOLERANCE:g}"
         )
-    return Exported(contract, difference, batch, graph)
+    return Exported(contract, difference, graph)
 
 
 def _refuse_other_deployment(out: Path, contract: Contract) -> None:
@@ -105,12 +102,9 @@ def _save_client(method: Method, folder: Path) -> None:
         write_tensors(folder / SECRETS_FILE, secrets, mode=0o600)
 
 
-def _save_server(method: Method, payload: Payload, path: Path, batch: int | None) -> None:
-    sample = payload if batch is None else payload.select(range(batch))
-    dynamic = ({0: torch.export.Dim("images", min=1, max=1 << 16)},) * len(sample.tensors) if batch is None else None
-    inputs = {name: sample.tensors[name] for name in payload.tensors}
-    shapes = None if dynamic is None else (dynamic,)
-    write_onnx(_Embed(method).eval(), inputs, ["embedding"], path, dynamic=shapes)
+def _save_server(method: Method, payload: Payload, path: Path) -> None:
+    dynamic = ({0: torch.export.Dim("images", min=1, max=1 << 16)},) * len(payload.tensors)
+    write_onnx(_Embed(method).eval(), payload.tensors, ["embedding"], path, dynamic=(dynamic,))
 
 
 def _difference(method: Method, embedder: Embedder, payload: Payload) -> float:

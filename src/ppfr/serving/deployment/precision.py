@@ -65,7 +65,6 @@ def write_variants(method: Method, server: Path, precisions: Sequence[str], face
     convolutions and the last layer in 8-bit integers, with weights scaled for each channel and activations in the
     ranges that the payloads of 128 of `faces` give; all else stays as it is.
     """
-    whole = Embedder(server)
     for precision in precisions:
         with atomic_path(server / variant_file(precision)) as path:
             if precision == "float16":
@@ -73,7 +72,7 @@ def write_variants(method: Method, server: Path, precisions: Sequence[str], face
                 onnx.save(graph, str(path))
             else:
                 rows = np.random.default_rng(seed).permutation(len(faces))[:CALIBRATION_FACES]
-                batches = _payloads(method, faces, rows, whole.batch or BATCH_SIZE, seed)
+                batches = _payloads(method, faces, rows, BATCH_SIZE, seed)
                 _quantise(server / variant_file("float32"), path, batches)
 
 

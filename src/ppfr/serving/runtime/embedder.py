@@ -32,8 +32,6 @@ class Embedder:
             asked = "" if precision == "float32" else f" --precision {precision}"
             raise CheckpointError(f"{path} does not exist; give the server/ folder that `ppfr export{asked}` wrote")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        first = self._session.get_inputs()[0].shape[0]
-        self.batch = first if isinstance(first, int) else None
 
     def embed(self, payload: Payload) -> np.ndarray:
         """Embeddings (B, D) float32, not normalised; raises PayloadError for another method's payload."""
@@ -42,10 +40,7 @@ class Embedder:
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
         """As `embed`, for the tensors of a payload that is known to be one of this method."""
-        count = len(next(iter(tensors.values())))
-        step = self.batch or max(count, 1)
-        parts = [
-            self._session.run(None, {name: tensor[start : start + step] for name, tensor in tensors.items()})[0]
-            for start in range(0, count, step)
-        ]
-        return np.concatenate(parts) if parts else np.zeros((0, self.contract.embedding_size), np.float32)
+        if not len(next(iter(tensors.values()))):
+            return np.zeros((0, self.contract.embedding_size), np.float32)
+        embeddings: np.ndarray = self._session.run(None, dict(tensors))[0]
+        return embeddings
