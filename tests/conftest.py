@@ -68,7 +68,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-_SET_BY_LIBRARIES = ("PYTEST_", "TORCHINDUCTOR_", "TRITON_", "KMP_")
+_SET_BY_LIBRARIES = ("PYTEST_", "TORCHINDUCTOR_", "TRITON_", "KMP_", "THP_")
 
 
 def process_state() -> dict[str, Any]:

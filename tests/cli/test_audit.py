@@ -127,4 +127,4 @@ def test_an_audit_without_a_judge_says_so(untrained: Path, tmp_path: Path, capsy
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert ppfr_command("audit", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "must first prove itself on a weakened target" in text and "--compare" in text
+    assert "must also succeed on a weakened target" in text and "--compare" in text

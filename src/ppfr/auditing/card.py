@@ -16,7 +16,7 @@ from ppfr.util.files import atomic_write
 
 SCHEMA_VERSION: Literal[1] = 1
 CARD_FILE = "card.json"
-# of the way from chance to the ceiling: what an attack must get from a weakened target to be believed
+# of the way from chance to the ceiling: what an attack must get from a weakened target for its results to count
 CONTROL_SHARE = 0.5
 
 Status = Literal["reliable", "unreliable", "no judge", "not applicable"]
@@ -261,7 +261,7 @@ def estimate_leak(measure: str, leak: Estimate, ceiling: Estimate, chance: float
 
 
 def proves(control: LeakEstimate) -> bool:
-    """Whether an attack got enough from its weakened target to be believed elsewhere."""
+    """Whether an attack got enough from its weakened target for its result elsewhere to count."""
     return control.privacy <= 1 - CONTROL_SHARE
 
 
@@ -286,7 +286,7 @@ def verdict(title: str, findings: Sequence[Finding]) -> str:
             return f"{title}: {NO_JUDGE}{_likeness(unjudged)}{doubt}."
         if findings and not any(finding.finds_people for finding in findings):
             return f"{title}: identification not measured, because no attack that identifies people was run."
-        return f"{title}: nothing can be said, because no attack proved itself on a weakened target{doubt}."
+        return f"{title}: nothing can be said, because no attack succeeded on a weakened target{doubt}."
     result = worst.result
     against = f"clear photos {result.ceiling.value:.0%}, chance {result.chance:.0%}"
     missing = f"; recovered images: {NO_JUDGE}" if unjudged else ""

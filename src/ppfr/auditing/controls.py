@@ -1,4 +1,4 @@
-"""Targets that every attack should break, so that one that fails elsewhere is known to be at work at all."""
+"""Weakened targets that every attack should break: the controls that show whether an attack works."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def as_sent(tensors: Mapping[str, Tensor], schema: PayloadSchema) -> dict[str, T
 
 
 def weakened(target: Method, recogniser: Recogniser | None, *, templates: bool) -> Method:
-    """The target on which an attack on `target` must prove itself: at the payload, or at stored templates.
+    """The weakened target on which an attack on `target` must succeed: at the payload, or at stored templates.
 
     Raises MethodError for templates without a recogniser to make some.
     """
@@ -137,7 +137,7 @@ def weakened(target: Method, recogniser: Recogniser | None, *, templates: bool) 
         return WeakenedPayload(target)
     if recogniser is None:
         raise MethodError(
-            "an attack on templates proves itself on those of a public recogniser; give one as `recogniser`"
+            "the control of an attack on templates needs those of a public recogniser; give one as `recogniser`"
         )
     return ClearTemplates(target, recogniser)
 

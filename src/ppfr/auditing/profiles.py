@@ -15,7 +15,7 @@ from ppfr.util.errors import AttackError
 class Profile:
     """Settings of an audit.
 
-    `people` are attacked and `control_people` stand for them where an attack proves itself (None: all); `photos` other
+    At most `people` are attacked, and `control_people` in the control of an attack (None: all); `photos` other
     photos of each person are searched. `views` payloads of an image or a person are seen by attackers who see several.
     The method's own accuracy is measured on `accuracy_images` of each person (None: all). An attack declares its own
     options for a profile by name (`Attack.profile_options`).
@@ -42,21 +42,21 @@ class Profile:
         full = PROFILES["full"]
         if self == full:
             return []
-        told = [
+        lines = [
             f"at most {self.budget.faces:,} public faces to learn from instead of {full.budget.faces:,}",
             f"attacks that learn or descend take 1/{full.budget.effort / self.budget.effort:g} of their steps",
             f"{self.views} payloads instead of {full.views} for attackers who see several",
         ]
         if self.people is not None:
-            told.append(f"at most {self.people} people attacked instead of all")
+            lines.append(f"at most {self.people} people attacked instead of all")
         if self.control_people is not None:
-            told.append(f"attacks prove themselves on at most {self.control_people} people")
+            lines.append(f"controls run on at most {self.control_people} people")
         if self.accuracy_images is not None:
-            told.append(f"the method's own accuracy is measured on {self.accuracy_images} images of each person")
+            lines.append(f"the method's own accuracy is measured on {self.accuracy_images} images of each person")
         for attack in attacks:
             if options := self.options(type(attack)):
-                told.append(f"{attack.name}: {', '.join(f'{key} {value}' for key, value in options.items())}")
-        return told
+                lines.append(f"{attack.name}: {', '.join(f'{key} {value}' for key, value in options.items())}")
+        return lines
 
 
 PROFILES = {

@@ -122,7 +122,7 @@ class Trials:
             title = f"{attack.title}, weakened target"
             leak = self._run(attack, target, known, self.scenes.profile.control_people, title).leak()
         except (AttackError, MethodError) as error:
-            return None, f"it could not prove itself: {error}"
+            return None, f"its control did not run: {error}"
         control = Control(target=target.info.title, result=leak, passed=proves(leak))
         got = f"{leak.leak.value:.0%} (clear photos {leak.ceiling.value:.0%}, chance {leak.chance:.0%})"
         return control, "" if control.passed else f"on {control.target} it got only {got}"

@@ -78,9 +78,9 @@ def audit_command(
 
     ppfr audit --compare CARDS/partialface CARDS/duetface --out CARDS
 
-    Each attack states what its attacker sees, knows and has, and must first prove itself on a weakened target. The
-    score is that of the worst attack: 0 as the clear photo, 1 as guessing. No leak found is no proof. --compare writes
-    the same report as ppfr compare, from cards.
+    Each attack states what its attacker sees, knows and has, and must also succeed on a weakened target (its control).
+    The score is that of the worst attack: 0 as the clear photo, 1 as guessing. No leak found is no proof. --compare
+    writes the same report as ppfr compare, from cards.
     """
     if compare:
         _compare(runs, out_dir, as_json)

@@ -12,8 +12,8 @@ from ppfr.data.faceset import Skipped
 from ppfr.data.protocols.benchmarks import SUITES, SuiteKind
 from ppfr.evaluation.suites import SuiteResult
 from ppfr.reports.pages import render
-from ppfr.reports.published import published_tables
-from ppfr.reports.tables import PUBLISHED, Column, Quantity, Row, Table
+from ppfr.reports.published import published_rows, published_tables
+from ppfr.reports.tables import Column, Quantity, Row, Table, percent_of
 from ppfr.util.files import atomic_write
 
 RESULT_FILE, MARKDOWN_FILE, PAGE_FILE, TABLES_FOLDER = "benchmark.json", "benchmark.md", "benchmark.html", "tables"
@@ -60,14 +60,13 @@ class BenchmarkReport:
         return tables
 
     def remarks(self) -> Iterator[str]:
-        """What to know of the figures, each with the benchmark that it is about."""
+        """Remarks on the figures, each with its benchmark."""
         for result in self.results.values():
             for remark in result.remarks:
                 yield f"{result.suite.title}: {remark}"
             if result.skipped:
                 path, reason = result.skipped[0]
-                told = f"{len(result.skipped)} left out, the first {path}: {reason}"
-                yield f"{result.suite.title}: {told}"
+                yield f"{result.suite.title}: {len(result.skipped)} left out, the first {path}: {reason}"
 
     def _visible(self, published: Mapping[str, Any]) -> Table:
         rates = {name: rate for result in self.results.values() for name, rate in result.rates.items()}
@@ -76,25 +75,26 @@ class BenchmarkReport:
         parts = [result.suite.column for result in shown if not result.whole]
         # in the name, which no format leaves out
         name = f"{self.title} (not the published set: {', '.join(parts)})" if parts else self.title
-        ours = Row(name, tuple(Quantity(_percent(rates.get(column.name))) for column in columns))
+        ours = Row(name, tuple(Quantity(percent_of(rates.get(column.name))) for column in columns))
         notes = [f"{result.suite.title}: {remark}" for result in shown for remark in result.remarks]
         return Table(
             published["title"],
             columns,
-            (ours, *_published_rows(published, published["columns"])),
+            (ours, *published_rows(published, published["columns"])),
             (published["note"], f"Published: {published['training']}.", _OURS, *notes),
         )
 
     def _groups(self, result: SuiteResult) -> Table:
         columns = tuple(Column(name, 2) for name in result.rates)
-        row = Row(self.title, tuple(Quantity(_percent(rate)) for rate in result.rates.values()))
+        row = Row(self.title, tuple(Quantity(percent_of(rate)) for rate in result.rates.values()))
         about = "Accuracy over 10 folds in %; the deviation is over the groups: how far they lie apart."
         return Table("RFW: four groups of people", columns, (row,), (about, *result.remarks))
 
     def _templates(self, results: Sequence[SuiteResult]) -> Table:
         names = list(dict.fromkeys(name for result in results for name in result.rates if name != result.suite.column))
         rows = [
-            Row(result.suite.title, tuple(Quantity(_percent(result.rates.get(n))) for n in names)) for result in results
+            Row(result.suite.title, tuple(Quantity(percent_of(result.rates.get(n))) for n in names))
+            for result in results
         ]
         about = "1:1 over all template pairs; 1:N with mixed probes, the mean over both galleries; in %."
         notes = [f"{result.suite.title}: {remark}" for result in results for remark in result.remarks]
@@ -104,13 +104,13 @@ class BenchmarkReport:
         result = self.results[published["protocol"]]
         names = list(result.rates)
         values = tuple(
-            Quantity(_percent(rate), _percent(result.deviations.get(name))) for name, rate in result.rates.items()
+            Quantity(percent_of(rate), percent_of(result.deviations.get(name))) for name, rate in result.rates.items()
         )
         mark = "simulated, " if result.simulated else ""
         return Table(
             published["title"],
             tuple(Column(name, published["digits"]) for name in names),
-            (Row(f"{mark}{self.title}", values), *_published_rows(published, names)),
+            (Row(f"{mark}{self.title}", values), *published_rows(published, names)),
             (published["note"], f"Published: {published['training']}.", "Deviations are over folds.", *result.remarks),
         )
 
@@ -134,16 +134,6 @@ def write_benchmark(report: BenchmarkReport, folder: Path, command: str = "") ->
 def to_json(values: Mapping[str, Any]) -> str:
     """The text of a JSON file."""
     return json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _published_rows(published: Mapping[str, Any], columns: Sequence[str]) -> Iterator[Row]:
-    for row in published["rows"]:
-        given = dict(zip(published["columns"], row["values"], strict=True))
-        yield Row(row["method"], tuple(Quantity(given.get(name)) for name in columns), PUBLISHED)
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
 
 
 def _facts(report: BenchmarkReport) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ppfr.auditing.card import NO_JUDGE
 from ppfr.experiments.summary import MethodSummary, leak_share, likeness
-from ppfr.reports.published import published_tables
-from ppfr.reports.tables import PUBLISHED, Column, Quantity, Row, Table
+from ppfr.reports.published import published_rows, published_tables
+from ppfr.reports.tables import Column, Quantity, Row, Table, percent_of
 
 _ONE_SEED = "One seed: no deviation is known, and small differences mean nothing."
 _FARS = ((0.1, "10 %"), (0.01, "1 %"), (0.001, "0.1 %"))
@@ -74,13 +74,8 @@ def published_as_table(table: Mapping[str, Any], ours: set[str]) -> Table:
     """A published table; rows of methods in `ours` say that they were measured here, too."""
     columns = tuple(Column(f"{name}, %", table["digits"]) for name in table["columns"])
     rows = tuple(
-        Row(
-            row["method"],
-            tuple(Quantity(value) for value in row["values"]),
-            PUBLISHED,
-            "measured here, too" if row["method"] in ours else "",
-        )
-        for row in table["rows"]
+        replace(row, note="measured here, too") if row.name in ours else row
+        for row in published_rows(table, table["columns"])
     )
     note = "Other data, other networks: beside ours, not comparable with ours number by number."
     return Table(f"Published: {table['title']}", columns, rows, (table["training"] + ".", table["note"], note))
@@ -102,19 +97,19 @@ def _accuracy(summaries: Sequence[MethodSummary]) -> Table:
     def row(summary: MethodSummary) -> Row:
         verified = [figures["verification"] for figures in summary.figures]
         values = (
-            _over(verified, lambda one: _percent(one["accuracy"])),
+            _over(verified, lambda one: percent_of(one["accuracy"])),
             Quantity(min(100 * one["accuracy_low"] for one in verified)),
             Quantity(max(100 * one["accuracy_high"] for one in verified)),
             *(
                 _over(
                     verified,
-                    lambda one, far=far: _percent(_at(one.get("tar"), far)),
+                    lambda one, far=far: percent_of(_at(one.get("tar"), far)),
                     lambda one, far=far: _percents(_at(one.get("tar_interval"), far)),
                 )
                 for far, _ in _FARS
             ),
             _over(verified, lambda one: one.get("auc"), lambda one: one.get("auc_interval")),
-            _over(verified, lambda one: _percent(one.get("eer")), lambda one: _percents(one.get("eer_interval"))),
+            _over(verified, lambda one: percent_of(one.get("eer")), lambda one: _percents(one.get("eer_interval"))),
         )
         notes = list(summary.figures[0]["remarks"])
         unresolved = [name for far, name in _FARS if far in verified[0].get("unresolved", ())]
@@ -196,9 +191,7 @@ def _heterogeneous(summaries: Sequence[MethodSummary], published: Mapping[str, A
         simulated |= any(one["simulated"] for one in known)
         mark = "simulated, " if simulated else ""
         rows.append(Row(f"{mark}{summary.title}", tuple(_protocol_rate(known, name) for name in names)))
-    for row in published["rows"]:
-        given = dict(zip(published["columns"], row["values"], strict=True))
-        rows.append(Row(row["method"], tuple(Quantity(given.get(name)) for name in names), PUBLISHED))
+    rows += published_rows(published, names)
     note = "SIMULATED: the second modality was computed from photos; our rows say nothing about real sensors."
     spread = "Deviations of ours are over folds, or over seeds where there are several."
     notes = (*((note,) if simulated else ()), published["note"], spread)
@@ -208,9 +201,9 @@ def _heterogeneous(summaries: Sequence[MethodSummary], published: Mapping[str, A
 def _protocol_rate(known: Sequence[Mapping[str, Any]], name: str) -> Quantity:
     """A rate with its deviation over folds for one seed, over seeds for several."""
     if len(known) > 1:
-        return _over(known, lambda one: _percent(one["mean"].get(name)))
+        return _over(known, lambda one: percent_of(one["mean"].get(name)))
     (only,) = known
-    return Quantity(_percent(only["mean"].get(name)), _percent((only["deviation"] or {}).get(name)))
+    return Quantity(percent_of(only["mean"].get(name)), percent_of((only["deviation"] or {}).get(name)))
 
 
 def _protocol(figures: Mapping[str, Any], protocol: str) -> Mapping[str, Any] | None:
@@ -226,10 +219,6 @@ def _over(
     found = Quantity.of([read(item) for item in items])
     edges = interval(items[0]) if len(items) == 1 else None
     return found if not edges else replace(found, interval=(edges[0], edges[1]))
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
 
 
 def _percents(shares: Sequence[float] | None) -> Sequence[float] | None:

@@ -220,10 +220,12 @@ def save_tradeoff_plot(result: Tradeoff, path: Path, *, loss: float, title: str)
             mark, colour = MARKS[style % len(MARKS)][0], COLOURS[style % len(COLOURS)]
             axes.plot(sizes, shares, marker=mark, color=colour, label=f"{first} {value}")
             for point, x, y in zip(line, sizes, shares, strict=True):
-                told = " ".join(
+                label = " ".join(
                     f"{point.settings[name]:g}" for name in others if not isinstance(point.settings[name], str)
                 )
-                axes.annotate(told, (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=6.5, color=colour)
+                axes.annotate(
+                    label, (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=6.5, color=colour
+                )
         axes.axhline(100 * (result.points[0].accuracy - loss), color="#888888", linewidth=0.8, linestyle="--")
         axes.plot([best.sent_bytes / 1000], [100 * best.accuracy], "o", markersize=15, fillstyle="none", color="black")
         axes.set_xscale("log")
@@ -242,7 +244,7 @@ def _plot(
     points: Sequence[PlotPoint],
     where: Callable[[PlotPoint], float | None],
     interval: Callable[[PlotPoint], Bounds | None],
-    told: Callable[[PlotPoint], str],
+    describe: Callable[[PlotPoint], str],
     finish: Callable[[Axes], None],
     mark: str,
 ) -> str:
@@ -270,7 +272,7 @@ def _plot(
         svg = _as_svg(figure)
     texts = [
         f"{point.title}: {percent(point.accuracy)} of pairs "
-        f"{_in_brackets(percent_range(point.accuracy_bounds))}, {told(point)}"
+        f"{_in_brackets(percent_range(point.accuracy_bounds))}, {describe(point)}"
         for point in shown
     ]
     return _for_page(svg, name, f"{title}{' – ' + mark if mark else ''}", [_tidy(text) for text in texts])

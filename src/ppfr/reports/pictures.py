@@ -72,9 +72,13 @@ class _Label:
         self._font = _font(size, bold)
         characters = max(1, int(width / (0.62 * size)))
         self._text = "\n".join(textwrap.wrap(text, characters, max_lines=lines, placeholder="…"))
-        box = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), self._text, self._font)
-        self._offset = box[0], box[1]
-        self.width, self.height = (max(1, round(box[2 + axis] - box[axis])) for axis in (0, 1))
+        canvas = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+        left, _, right, _ = canvas.multiline_textbbox((0, 0), self._text, self._font)
+        # the same height for any letters, so that labels side by side share a baseline
+        tall = "\n".join("Ág" for _ in self._text.split("\n"))
+        _, top, _, bottom = canvas.multiline_textbbox((0, 0), tall, self._font)
+        self._offset = left, top
+        self.width, self.height = max(1, round(right - left)), round(bottom - top)
 
     def draw(self, draw: ImageDraw.ImageDraw, left: int, top: int, colour: tuple[int, int, int]) -> None:
         draw.multiline_text((left - self._offset[0], top - self._offset[1]), self._text, colour, self._font)

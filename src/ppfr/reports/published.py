@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
+
+from ppfr.reports.tables import PUBLISHED, Quantity, Row
 
 
 @cache
@@ -14,6 +17,13 @@ def published_tables() -> list[dict[str, Any]]:
     text = resources.files("ppfr.reports").joinpath("published.json").read_text(encoding="utf-8")
     tables: list[dict[str, Any]] = json.loads(text)["tables"]
     return tables
+
+
+def published_rows(table: Mapping[str, Any], columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of a published table under the given columns; a figure that was not published is missing."""
+    for row in table["rows"]:
+        given = dict(zip(table["columns"], row["values"], strict=True))
+        yield Row(row["method"], tuple(Quantity(given.get(name)) for name in columns), PUBLISHED)
 
 
 def published_table(protocol: str) -> dict[str, Any]:

@@ -152,6 +152,11 @@ class Table:
         }
 
 
+def percent_of(share: float | None) -> float | None:
+    """A share in [0,1] in %; None where it is unknown."""
+    return None if share is None else 100 * share
+
+
 def _latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text.replace("\\", "/"))
 
@@ -160,4 +165,4 @@ def _pipes(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-__all__ = ["PUBLISHED", "Column", "Quantity", "Row", "Table"]
+__all__ = ["PUBLISHED", "Column", "Quantity", "Row", "Table", "percent_of"]

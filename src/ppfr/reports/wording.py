@@ -118,7 +118,7 @@ _KNOWS = {
     "nothing": "knows nothing of the method",
     "the method": "knows which method runs, from its paper",
     "the method's public parameters": "holds the client program and its public weights, as all who install it do",
-    "the deployment's secrets": "knows the deployment's secrets too, as whoever runs it or takes a client apart",
+    "the deployment's secrets": "knows the deployment's secrets too, as its operator does",
 }
 _HAS = {
     "public faces": "photos of other people from the internet",
