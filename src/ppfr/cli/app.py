@@ -16,9 +16,9 @@ app = typer.Typer(
     name="ppfr",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Privacy-preserving face recognition: recognise people without handing anyone their face.\n\n"
-    "A client *protects* a face and sends a payload; a server *embeds* the payload and matches it. Begin with "
-    "`ppfr quickstart`, which needs no data, or turn a public recogniser into a protected one with `ppfr train "
+    help="Privacy-preserving face recognition: train, evaluate, attack and deploy protected recognisers.\n\n"
+    "A client *protects* a face image and sends the payload; a server *embeds* the payload and matches it. Start with "
+    "`ppfr quickstart`, which needs no data, or distil a protected recogniser from a public one with `ppfr train "
     "partialface --data DIR --teacher FILE --out RUN`.",
 )
 out = Console()
@@ -35,7 +35,7 @@ def _usable_device(name: str) -> str:
         device = torch.device(name)
     except RuntimeError as error:
         raise typer.BadParameter(
-            f"{name!r} is no device; expected cpu, cuda or, for one of several GPUs, cuda:1"
+            f"{name!r} is not a device; expected cpu, cuda or, for one of several GPUs, cuda:1"
         ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise typer.BadParameter(
@@ -57,26 +57,27 @@ DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 PreprocessingOption = Annotated[
     str | None,
     typer.Option(
-        help="How that recogniser wants its pixels, if the file does not say: any of size=112x96, mean=127.5, std=128, "
-        "order=bgr, joined by commas."
+        help="Preprocessing of that recogniser, if its file does not define it: size=112x96, mean=127.5, std=128, "
+        "order=bgr, or some of these, separated by commas."
     ),
 ]
 FlipOption = Annotated[
-    bool, typer.Option(help="Add the mirrored image's embedding, the field's custom: two payloads a face.")
+    bool,
+    typer.Option(help="Add the embedding of the mirrored image, as is customary; the client then sends two payloads."),
 ]
 StrictOption = Annotated[
-    bool, typer.Option("--strict", help="A broken image ends the command instead of being skipped.")
+    bool, typer.Option("--strict", help="Treat a broken image as an error instead of skipping it.")
 ]
 SizeOption = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH the recogniser reads, if the file does not say.")]
 PayloadSettings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Another setting of the payload than in training: KEY=VALUE, see `ppfr methods NAME`. Repeatable.",
+        help="Change a setting of the payload after training: KEY=VALUE, see `ppfr methods NAME`. Repeatable.",
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(callback=_usable_device, help="Where to compute: cpu, cuda, cuda:1 ...")]
-SeedOption = Annotated[int, typer.Option(help="Seed of weights, batches, draws and pairs.")]
+DeviceOption = Annotated[str, typer.Option(callback=_usable_device, help="Device to compute on: cpu, cuda, cuda:1 ...")]
+SeedOption = Annotated[int, typer.Option(help="Seed of weights, batches, random draws and pairs.")]
 
 
 def recogniser(path: Path | None, preprocessing: str | None) -> Recogniser | None:

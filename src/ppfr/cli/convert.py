@@ -25,8 +25,8 @@ def convert_command(
     target: Annotated[
         Path,
         typer.Argument(
-            help="Its suffix is the format: NAME.parquet is one packed file, NAME.txt TFRecord with TFace's indices, "
-            "NAME without a suffix a folder per identity."
+            help="Its suffix selects the format: NAME.parquet is one packed file, NAME.txt TFRecord with TFace's "
+            "indices, NAME without a suffix a folder per identity."
         ),
     ],
     strict: StrictOption = False,
@@ -34,10 +34,10 @@ def convert_command(
 ) -> None:
     """Turn training data from one format into another without loss.
 
-    Images are copied byte for byte; their order, people and names stay (of TFRecord, NAME.txt holds numbers only; the
-    names are in NAME/NAME.index). A file whose name the format cannot hold, such as one that is not UTF-8 in Parquet,
-    is named by its number. Broken images are left out and named. A conversion that was stopped, even killed, goes on
-    where it was when the same command is given again; until it is whole, nothing has the target's name.
+    Images are copied byte for byte; their order, identities and names are kept (of TFRecord, NAME.txt holds numbers
+    only; the names are in NAME/NAME.index). A file whose name the format cannot store, such as one that is not UTF-8
+    in Parquet, is named by its number. Broken images are skipped and reported. Repeat the same command to continue
+    after a stop; the target gets its name when it is complete.
 
     Example: `ppfr convert faces_emore/train.rec emore.parquet`
     """

@@ -40,7 +40,9 @@ def embed(
     target: Annotated[Path, typer.Option("--out", help="Parquet file to write: path, identity, embedding.")],
     part: Annotated[
         Literal["train", "test"] | None,
-        typer.Option(help="Which people of a source that splits them; the default is test. Other sources: all."),
+        typer.Option(
+            help="People to embed, if the source has training and test people; the default is test. Other sources: all."
+        ),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, each with one thread.")] = 1,
     flip: FlipOption = True,
@@ -53,8 +55,8 @@ def embed(
     """Embed a whole data set into one Parquet file; the embeddings are not normalised.
 
     The work is done in parts of 2,048 images, shared among --processes, or among the ranks of torchrun on several
-    machines with a common disk. A stopped command goes on where it was when it is repeated, with any number of
-    processes, and the file has the same bytes whatever that number. Read it with `pandas.read_parquet(FILE)`.
+    machines with a shared disk. Repeat the command to continue after a stop, with any number of processes; the file
+    has the same bytes whatever that number. Read it with `pandas.read_parquet(FILE)`.
     """
     if processes > 1 and not Ranks.from_environment().several:
         under_torchrun(processes)

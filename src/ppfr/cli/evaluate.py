@@ -45,9 +45,9 @@ def evaluate(
     data: Annotated[
         str,
         typer.Option(
-            help="Whose test people to verify: as for train, a pair list CSV (path_a,path_b,same), an InsightFace "
-            ".bin file, or a folder of face.evoLVe's (bcolz). Of lamp-hq:DIR, casia-nir-vis:DIR or tufts:DIR the "
-            "gallery and probes of all folds, or of one with ,fold=N."
+            help="Data whose test people are verified: as for train, a pair list CSV (path_a,path_b,same), an "
+            "InsightFace .bin file, or a folder of face.evoLVe's (bcolz). Of lamp-hq:DIR, casia-nir-vis:DIR or "
+            "tufts:DIR the gallery and probes of all folds, or of one with ,fold=N."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,

@@ -21,14 +21,16 @@ def export(
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for client/ and server/.")],
     coding: Annotated[
         str,
-        typer.Option(help="How clients write payloads: float32, float16, int8, or dct:ERROR for block-DCT channels."),
+        typer.Option(
+            help="Coding of payloads on the wire: float32, float16, int8, or dct:ERROR for block-DCT channels."
+        ),
     ] = "float32",
     precision: Annotated[
         str,
         typer.Option(
-            help="The server's graph also as float16 (half the size) or int8 (a quarter): for example float32,int8. "
-            "They are calibrated on the training people of --data and measured on its test people. bfloat16 is not "
-            "offered: ONNX Runtime has no such convolutions for CPUs."
+            help="Precisions of the server's graph, for example float32,int8; float16 halves the file, int8 stores "
+            "most weights in one byte. They are calibrated on the training people of --data and measured on its test "
+            "people. bfloat16 is not offered: ONNX Runtime has no such convolutions for CPUs."
         ),
     ] = "float32",
     data: Annotated[
@@ -37,15 +39,15 @@ def export(
     ] = None,
     settings: PayloadSettings = None,
 ) -> None:
-    """Split a run into what goes to devices and what goes to the server.
+    """Split a run into a client for devices and a server.
 
-    `client/` protects: weights, settings, and the secrets in a file that only its owner may read; where the client can
-    be a graph, also that (ONNX without any secret, for the web page and other clients without Python). `server/`
-    embeds: an ONNX graph without any secret. Both carry the id of the contract that ties them together.
+    `client/` holds weights, settings, and the secrets in a file that only its owner may read; where the client can be
+    exported, also an ONNX graph without any secret, for the web page and other clients without Python. `server/` holds
+    an ONNX graph that embeds payloads, without any secret. Both hold the id of their common contract.
 
-    Other precisions lie beside the server's `embed.onnx`, as `embed.int8.onnx`. Their cost is printed: cosines between
-    their embeddings and those of float32, and the accuracy of pairs on the test people with its interval. `ppfr serve
-    --precision int8` runs one.
+    Graphs of other precisions are written beside the server's `embed.onnx`, for example `embed.int8.onnx`. Their loss
+    is measured and printed: cosines between their embeddings and those of float32, and pair accuracy on the test
+    people with its interval. `ppfr serve --precision int8` uses such a graph.
 
     Example: `ppfr export RUN --out DEPLOYMENT --precision float32,int8 --data DIR`
     """

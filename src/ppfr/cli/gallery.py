@@ -20,7 +20,7 @@ GalleryOption = Annotated[
     str,
     typer.Option(
         envvar="PPFR_GALLERY",
-        help="Database of templates, as SQLAlchemy names it: sqlite:///FILE, or postgresql+psycopg: with "
+        help="Database of templates as an SQLAlchemy URL: sqlite:///FILE, or postgresql+psycopg: with "
         "//USER@HOST/NAME. An address with a password belongs in the variable.",
     ),
 ]
@@ -46,7 +46,9 @@ TemplateKeyFileOption = Annotated[
 DATABASE = "sqlite:///gallery.db"
 
 gallery_app = typer.Typer(no_args_is_help=True, help="Administer a server's gallery: API keys, encryption, checks.")
-keys_app = typer.Typer(no_args_is_help=True, help="API keys of a gallery; a running server knows of changes at once.")
+keys_app = typer.Typer(
+    no_args_is_help=True, help="API keys of a gallery; changes take effect in running servers at once."
+)
 gallery_app.add_typer(keys_app, name="keys")
 app.add_typer(gallery_app, name="gallery")
 
@@ -54,18 +56,18 @@ app.add_typer(gallery_app, name="gallery")
 # --- API keys ----------------------------------------------------------------------------------------------------
 @keys_app.command("add")
 def add_key(
-    name: Annotated[str, typer.Argument(help="What the key is for, as lists and the audit name it.")],
+    name: Annotated[str, typer.Argument(help="A name that describes the use of the key.")],
     role: Annotated[str, typer.Option(help="enrol (also lists and deletes), recognise, or admin (everything).")],
     gallery: GalleryOption = DATABASE,
 ) -> None:
-    """Make an API key and print it, once: the database keeps a digest."""
+    """Make an API key and print it once; the database stores a digest."""
     key, secret = _open(gallery).api_keys.create(name, role)
     _print({"id": key.id, "name": key.name, "role": key.role, "x-api-key": secret})
 
 
 @keys_app.command("list")
 def list_keys(gallery: GalleryOption = DATABASE) -> None:
-    """Name all API keys, oldest first."""
+    """List all API keys, oldest first."""
     keys = _open(gallery).api_keys.all()
     _print({"keys": [{"id": key.id, "name": key.name, "role": key.role} for key in keys]})
 
@@ -95,7 +97,7 @@ def subjects(
 
 @gallery_app.command("new-key")
 def new_key(file: Annotated[Path, typer.Argument(help="File to write, mode 0600.")]) -> None:
-    """Make a key file; without it the templates that it encrypts are lost."""
+    """Make a key file. If it is lost, the templates encrypted with it are lost."""
     from ppfr.util.keyring import Keyring
 
     if file.exists():
@@ -111,13 +113,13 @@ def rotate(
     key_file: KeyFileOption = None,
     forget: Annotated[
         bool,
-        typer.Option("--forget", help="Then drop older keys from the file; backups need the file as it is before."),
+        typer.Option("--forget", help="Afterwards remove older keys from the file; keep a copy of it for backups."),
     ] = False,
 ) -> None:
     """Encrypt all templates with a new key.
 
     A key file gets the new key in front; with PPFR_GALLERY_KEY, give it as NEW,OLD. Servers may run meanwhile: they
-    read the file again when they meet the new key (one with the variable wants a restart). A rotation that was stopped
+    read the file again when they meet the new key; with the variable, restart them. A rotation that was stopped
     continues when called again.
     """
     from ppfr.util.keyring import ENVIRONMENT, Keyring
@@ -141,17 +143,19 @@ def reissue(
     template_key_file: TemplateKeyFileOption = None,
     drop_templates: Annotated[
         bool,
-        typer.Option("--drop-templates", help="Agree that slerp templates are removed: everyone must enrol again."),
+        typer.Option("--drop-templates", help="Remove slerp templates: everyone must enrol again."),
     ] = False,
     forget: Annotated[
         bool,
-        typer.Option("--forget", help="Then drop older template keys from the file; backups need it as it is before."),
+        typer.Option(
+            "--forget", help="Afterwards remove older template keys from the file; keep a copy of it for backups."
+        ),
     ] = False,
 ) -> None:
-    """After a leak: give all templates a new template key, so that those that leaked match nothing here.
+    """Revoke all templates after a leak: replace the template key, so that leaked templates match nothing here.
 
-    Rotated templates are carried over and nobody enrols again. Slerp ones cannot be: with --drop-templates they are
-    removed, and their subjects stay, to be enrolled again. A key file gets the new key in front; with
+    Rotated templates are converted and nobody enrols again. Slerp templates cannot be converted: --drop-templates
+    removes them and keeps their subjects, to be enrolled again. A key file gets the new key in front; with
     PPFR_TEMPLATE_KEY, give it as NEW,OLD. Servers may run meanwhile; restart them when it is done, since until then
     they compare under the old key, in memory. A reissue that was stopped continues when called again.
 
@@ -190,7 +194,7 @@ def check(
     template_key_file: TemplateKeyFileOption = None,
     index: IndexOption = "exact",
 ) -> None:
-    """Open every template, fill an index, and compare it with the database; exit status 1 for any problem.
+    """Decrypt every template, fill an index, and compare it with the database; exit status 1 for any problem.
 
     With milvus:URI the servers' collection is compared as it is, without repairing it.
     """

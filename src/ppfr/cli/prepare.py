@@ -24,16 +24,16 @@ def prepare_command(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Photographs: a folder of any depth, where each shows whom its own folder names, "
-            "or a CSV of path,identity."
+            help="Photographs: a folder of any depth, where the name of the containing folder is the "
+            "identity, or a CSV of path,identity."
         ),
     ],
     target: Annotated[
         Path,
         typer.Option(
             "--out",
-            help="The set to write. Its suffix is the format: none for a folder per identity, .parquet for one packed "
-            "file, .txt for TFRecord with TFace's indices.",
+            help="The set to write. Its suffix selects the format: none for a folder per identity, .parquet for one "
+            "packed file, .txt for TFRecord with TFace's indices.",
         ),
     ],
     format: Annotated[str | None, typer.Option(help=f"{', '.join(PREPARE_FORMATS)}: adds the suffix to --out.")] = None,
@@ -58,7 +58,7 @@ def prepare_command(
         ),
     ] = "largest",
     min_face: Annotated[
-        float, typer.Option(help="Leave out faces narrower or lower than this, in pixels.")
+        float, typer.Option(help="Minimum width and height of a face, in pixels; smaller faces are left out.")
     ] = SMALLEST_FACE,
     workers: Annotated[
         int | None, typer.Option(help="Threads of each process; by default they take all cores together.", min=1)
@@ -70,12 +70,11 @@ def prepare_command(
 ) -> None:
     """Find the faces in photographs and write them aligned, ready for training and evaluation.
 
-    Photographs are turned as their EXIF orientation asks. Each face is turned upright, scaled and cut so that eyes,
-    nose and mouth lie where ArcFace's template has them. What gave no crop is counted by reason, listed in
-    NAME.prepared/refused.csv and drawn in refused.png; faces.csv lists where each crop comes from. A run that was
-    stopped, even killed, goes on where it was when the same command is given again. The work is done in parts of 128
-    photographs, shared among --processes or, on several machines with a common disk, among the ranks of torchrun; the
-    set has the same bytes whatever their number.
+    Photographs are rotated by their EXIF orientation. Each face is aligned to ArcFace's landmark template and cropped.
+    Photographs without a usable face are counted by reason, listed in NAME.prepared/refused.csv and drawn in
+    refused.png; faces.csv lists the source of each crop. Repeat the same command to continue after a stop. The work is
+    done in parts of 128 photographs, shared among --processes or, on several machines with a shared disk, among the
+    ranks of torchrun; the set has the same bytes whatever their number.
 
     Example: `ppfr prepare photos --out faces.parquet`
     """

@@ -20,19 +20,21 @@ from ppfr.util.progress import track
 def protect(
     run: Annotated[Path, typer.Argument(help="Run folder with the client's secrets.")],
     photos: Annotated[list[Path], typer.Argument(help="Aligned face crops, or folders of them.")],
-    out_dir: Annotated[Path, typer.Option("--out", help="Where payloads and pictures go.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for payloads and pictures.")],
     seed: Annotated[
         int | None,
-        typer.Option(help="Fix the client's random draws; without it they are fresh, as they should be."),
+        typer.Option(
+            help="Seed of the client's random draws, for repeatable tests; without it they are fresh, as in deployment."
+        ),
     ] = None,
     settings: PayloadSettings = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep payload files that lie in --out already; protect the other photos.")
+        bool, typer.Option("--resume", help="Keep payload files that are in --out already; protect the other photos.")
     ] = False,
 ) -> None:
-    """Turn photos into payload files, and draw what the server sees of each.
+    """Turn photos into payload files, and draw each payload.
 
-    A command that was stopped goes on where it was when it is repeated.
+    Repeat the command to continue after a stop.
     """
     method = load_protected(run, settings)
     named = photos_to_protect(photos, out_dir)

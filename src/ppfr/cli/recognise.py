@@ -13,11 +13,11 @@ from ppfr.cli.app import app, out
 if TYPE_CHECKING:
     from ppfr.serving.client import Client
 
-PhotoArgument = Annotated[Path, typer.Argument(help="A photo; the largest face in it counts.")]
+PhotoArgument = Annotated[Path, typer.Argument(help="A photo; the largest face in it is used.")]
 ClientOption = Annotated[Path, typer.Option("--client", help="Folder that `ppfr export` wrote, or its client/.")]
-UrlOption = Annotated[str, typer.Option(help="Where `ppfr serve` answers.")]
+UrlOption = Annotated[str, typer.Option(help="Address of the server (`ppfr serve`).")]
 KeyOption = Annotated[
-    str, typer.Option(envvar="PPFR_API_KEY", help="API key; better in the variable than on the command line.")
+    str, typer.Option(envvar="PPFR_API_KEY", help="API key; prefer the variable to the command line.")
 ]
 AlignedOption = Annotated[bool, typer.Option("--aligned", help="The photo is an aligned crop already.")]
 DetectorOption = Annotated[Path | None, typer.Option(help="YuNet's ONNX file; by default it is fetched once.")]
@@ -41,7 +41,7 @@ def enrol(
     aligned: AlignedOption = False,
     detector: DetectorOption = None,
 ) -> None:
-    """Enrol a face with a server; the photo stays here, its payload is sent."""
+    """Enrol a face with a server; only the payload is sent, not the photo."""
     with _open(url, client, api_key, aligned, detector) as opened:
         out.print_json(json.dumps({"image_id": opened.enrol(photo, subject), "subject": subject}))
 
@@ -56,7 +56,7 @@ def recognise(
     aligned: AlignedOption = False,
     detector: DetectorOption = None,
 ) -> None:
-    """Ask a server who a face is; the photo stays here, its payload is sent."""
+    """Ask a server who a face is; only the payload is sent, not the photo."""
     with _open(url, client, api_key, aligned, detector) as opened:
         found = [{"subject": one.subject, "similarity": one.similarity} for one in opened.recognise(photo, limit)]
     out.print_json(json.dumps({"subjects": found}))
@@ -72,6 +72,6 @@ def verify(
     aligned: AlignedOption = False,
     detector: DetectorOption = None,
 ) -> None:
-    """Ask a server how similar a face is to an enrolled subject; the photo stays here, its payload is sent."""
+    """Ask a server how similar a face is to an enrolled subject; only the payload is sent, not the photo."""
     with _open(url, client, api_key, aligned, detector) as opened:
         out.print_json(json.dumps({"subject": subject, "similarity": opened.verify(photo, subject)}))

@@ -33,7 +33,7 @@ def serve(
     templates: Annotated[
         str | None,
         typer.Option(
-            help="What a new gallery stores and compares: plain (embeddings), rotated (under a keyed rotation; exact, "
+            help="Kind of template in a new gallery: plain (embeddings), rotated (under a keyed rotation; exact, "
             "and reissued under a new key without enrolling again) or slerp (rotated, then SlerpFace; loses dimensions "
             "for good). By default plain, or what the gallery was made with, which stays."
         ),
@@ -72,10 +72,10 @@ def serve(
     ] = None,
     rate: Annotated[float, typer.Option(help="Requests a second for each API key.", min=0.01)] = 50.0,
 ) -> None:
-    """Answer enrolments and queries that come as payloads; photos never reach this program.
+    """Run a server that enrols and recognises payloads; it never receives photos.
 
-    Begin with `ppfr serve DIR --gallery sqlite:///gallery.db --key-file gallery.key --init`, and keep the API key that
-    it prints. Ctrl-C or SIGTERM ends it after the requests under way.
+    Start with `ppfr serve DIR --gallery sqlite:///gallery.db --key-file gallery.key --init`, and keep the API key that
+    it prints. Ctrl-C or SIGTERM stops it after the current requests.
     """
     import uvicorn
 

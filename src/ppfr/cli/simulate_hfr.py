@@ -29,14 +29,15 @@ def simulate_hfr(
             "as there are people and photos. Without it, lists of the same names and format are made."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of divisions, gallery photos and noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the splits, gallery photos and noise.")] = 0,
     strict: StrictOption = False,
 ) -> None:
-    """Lay out photos as a heterogeneous data set whose second modality is simulated.
+    """Make a heterogeneous data set from photos, with a simulated second modality.
 
-    For trying LAMP-HQ, CASIA NIR-VIS 2.0 or Tufts without their images. Some photos of each person become visible-light
-    images, the others are turned into near-infrared or thermal ones by a fixed transform (see docs/heterogeneous.md).
-    SIMULATED.json marks the folder, and every figure measured on it says so. Repeat the command to go on after a stop.
+    Use it to try LAMP-HQ, CASIA NIR-VIS 2.0 or Tufts without their images. Some photos of each person become
+    visible-light images, the others are turned into near-infrared or thermal ones by a fixed transform (see
+    docs/heterogeneous.md). SIMULATED.json marks the folder, and every figure measured on it is marked as simulated.
+    Repeat the command to continue after a stop.
     """
     layout = plan_layout(faces, protocol, lists=lists, seed=seed, strict=strict)
     say_skipped(layout.left_out)

@@ -25,19 +25,21 @@ from ppfr.util.progress import progress_callback
 @app.command()
 def tradeoff(
     run: Annotated[Path, typer.Argument(help="Run folder, or its model.safetensors.")],
-    data: Annotated[str, typer.Option(help="Whose test people to verify: as for train.")],
+    data: Annotated[str, typer.Option(help="Data whose test people are verified, as for train.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for tradeoff.json and tradeoff.png.")],
     sweep: Annotated[
         list[str] | None,
-        typer.Option(help="A setting and its values, for example bits=8,4; by default all that a method names."),
+        typer.Option(help="A setting and its values, for example bits=8,4; by default all that the method declares."),
     ] = None,
-    loss: Annotated[float, typer.Option(help="Accuracy that the best setting may lose, a share.")] = 0.01,
+    loss: Annotated[
+        float, typer.Option(help="Loss of accuracy that is acceptable for the recommended setting, as a fraction.")
+    ] = 0.01,
     flip: FlipOption = False,
     seed: SeedOption = 0,
     strict: StrictOption = False,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Draw pair accuracy against payload bytes over the settings that may change after training.
+    """Plot pair accuracy against payload bytes for the settings that may change after training.
 
     For PRO-Face C these are the bits and the pruning of the feature maps. All settings verify the same pairs.
     """

@@ -7,10 +7,10 @@ from ppfr.cli.app import app, out
 
 @app.command("web-assets")
 def web_assets() -> None:
-    """Fetch what the web page of `ppfr serve --page-client` runs on, once, into the cache folder.
+    """Download the files that the web page of `ppfr serve --page-client` needs, once, into the cache folder.
 
-    These are onnxruntime-web (33 MB from registry.npmjs.org, of which 14 MB are kept) and YuNet, which finds faces.
-    Both are checked against pinned hashes. Without a connection, bring the cache folder ($PPFR_CACHE, else
+    These are onnxruntime-web (33 MB from registry.npmjs.org, of which 14 MB are kept) and the face detector YuNet.
+    Both are checked against pinned hashes. Without a connection, copy the cache folder ($PPFR_CACHE, else
     ~/.cache/ppfr) from a machine that has one.
     """
     from ppfr.data.detection.yunet import MODEL_SHA256, MODEL_URL

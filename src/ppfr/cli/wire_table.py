@@ -22,19 +22,19 @@ from ppfr.util.progress import progress_callback
 @app.command("wire-table")
 def wire_table(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    data: Annotated[str, typer.Option(help="Whose test people to verify: as for train.")],
+    data: Annotated[str, typer.Option(help="Data whose test people are verified, as for train.")],
     out_file: Annotated[Path | None, typer.Option("--out", help="JSON file for the figures.")] = None,
     coding: Annotated[
         list[str] | None,
         typer.Option(help="A coding: float32, float16, int8, dct:ERROR. Repeatable; the first is the reference."),
     ] = None,
-    pairs: Annotated[int, typer.Option(help="Genuine and impostor pairs to verify, so many each.")] = PAIRS,
+    pairs: Annotated[int, typer.Option(help="Number of genuine pairs to verify, and of impostor pairs.")] = PAIRS,
     seed: SeedOption = 0,
     strict: StrictOption = False,
 ) -> None:
     """Print bytes on the wire against pair accuracy, for every coding of each run's payloads.
 
-    A coding is lossy and needs no training: the same faces, draws and pairs go through each.
+    All codings are measured on the same faces, random draws and pairs; no training is needed.
     """
     record = []
     for run in runs:
