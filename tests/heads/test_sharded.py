@@ -218,7 +218,7 @@ def test_sampled_shards_draw_for_themselves() -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(MethodError, match=r"sample_rate is 0; expected above 0, at most 1"):
         shard("arcface", sample_rate=0)
-    with pytest.raises(MethodError, match=r"13 classes cannot be dealt out over 14 ranks"):
+    with pytest.raises(MethodError, match=r"13 classes cannot be sharded over 14 ranks"):
         shard("arcface", Ranks(0, 14))
     with pytest.raises(MethodError, match=r"needs a generator"):
         shard("arcface", sample_rate=0.5)(*batch(0))

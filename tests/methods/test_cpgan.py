@@ -124,9 +124,9 @@ def test_a_collapse_is_told(error: float, spread: float, verdict: str) -> None:
 def test_the_books_see_codes_that_are_all_alike(images: Tensor) -> None:
     client = small().client
     one = torch.randn((1, 4, 8, 8), generator=drawn())
-    client.book(torch.tensor(0.5), one.expand(6, -1, -1, -1))
+    client.update_averages(torch.tensor(0.5), one.expand(6, -1, -1, -1))
     assert float(client.code_spread) == 0 and float(client.adversary_error) == 0.5
-    client.book(torch.tensor(0.7), torch.randn((6, 4, 8, 8), generator=drawn(1)))
+    client.update_averages(torch.tensor(0.7), torch.randn((6, 4, 8, 8), generator=drawn(1)))
     assert float(client.adversary_error) == pytest.approx(0.51)
     assert float(client.code_spread) == pytest.approx(0.05, abs=0.01)
 

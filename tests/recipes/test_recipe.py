@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppfr.methods import method_names
-from ppfr.recipes.recipe import PROFILES, deep_merge, load_recipe, parse_overrides, recipe_names
+from ppfr.recipes.recipe import PROFILES, built_in_names, deep_merge, load_recipe, parse_overrides, recipe_names
 from ppfr.util.errors import MethodError, RecipeError
 
 
 def test_every_method_has_a_recipe() -> None:
-    assert recipe_names() == method_names()
+    assert built_in_names("ppfr.recipes") == recipe_names() == method_names()
 
 
 @pytest.mark.parametrize("taught", [True, False])

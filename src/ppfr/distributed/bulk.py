@@ -1,4 +1,4 @@
-"""Bulk work: an operator called with batches of rows, whose results are kept in parts, shared among ranks, resumed."""
+"""Resumable bulk work: an operator is called with batches of rows on several ranks; each result is one file."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class BulkJob:
         try:
             begun = dict(json.loads(file.read_bytes()))
         except (ValueError, TypeError) as error:
-            raise DataError(f"{file}: damaged ({error}); remove {self.folder} to begin anew") from error
+            raise DataError(f"{file}: damaged ({error}); remove {self.folder} to start again") from error
         if changed := sorted(key for key in plan if begun.get(key) != plan[key]):
             raise DataError(
                 f"{self.folder} holds parts with another {', '.join(changed)}; repeat the command that began them, or "

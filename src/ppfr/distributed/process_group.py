@@ -1,4 +1,4 @@
-"""The processes that work together under torchrun: who this one is, and the few messages they exchange."""
+"""The process group under torchrun: rank, world size, and the collectives that are used."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """What torchrun says of this process (RANK, WORLD_SIZE); joins nothing."""
+        """Rank and world size from the environment of torchrun (RANK, WORLD_SIZE); joins no group."""
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     @property
     def first(self) -> bool:
-        """True for the one rank that writes shared files and speaks to the user."""
+        """True for the rank that writes shared files and prints."""
         return self.rank == 0
 
     @property
     def several(self) -> bool:
-        """True when there is anyone to talk to."""
+        """True for more than one rank."""
         return self.world > 1
 
     def device(self, wanted: torch.device | str) -> torch.device:
@@ -65,7 +65,7 @@ class Ranks:
         return values
 
     def sum_on_cpu_(self, values: Tensor) -> Tensor:
-        """As `sum_` for a tensor in main memory, whatever the group talks through."""
+        """As `sum_` for a tensor in main memory, with any backend."""
         if self.several:
             values.copy_(self.sum_(values.to(_message_device())))
         return values
@@ -87,7 +87,7 @@ class Ranks:
     def gather_with_gradient(self, rows: Tensor) -> Tensor:
         """As `gather`, where every rank then computes its own share of one common loss.
 
-        Each rank's gradient of its rows is the sum of what all shares say of them, times the number of ranks: the
+        Each rank's gradient of its rows is the sum over all shares of the loss, times the number of ranks: the
         average over ranks that DistributedDataParallel takes of weight gradients divides by it again.
         """
         gathered: Tensor = _Gather.apply(rows, self) if self.several else rows  # type: ignore[no-untyped-call]
@@ -99,7 +99,7 @@ class Ranks:
         return mean
 
     def on_first(self, action: Callable[[], object]) -> None:
-        """Do something on the first rank while the others wait; if it fails there all fail.
+        """Call `action` on the first rank while the others wait; if it fails there, all ranks fail.
 
         Raises what `action` raised on the first rank, RankError on the others.
         """

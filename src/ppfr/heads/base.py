@@ -1,4 +1,4 @@
-"""What every classification head has in common: class centres, and logits in float32."""
+"""Base class of classification heads: class centres, and logits in float32."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Head(nn.Module, ABC):
         self.embedding_size = embedding_size
         self.classes = classes
         self.scale = 1.0
-        # those among whom a batch is shared out: statistics of a batch are those of all of it
+        # the ranks that share a batch: statistics are those of the whole batch
         self.ranks = Ranks()
         self.kernel = nn.Parameter(torch.empty(embedding_size, classes))
         if generator is None:
@@ -61,7 +61,7 @@ class Head(nn.Module, ABC):
             )
 
     def logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Compute what `forward` returns, from embeddings in the kernel's float type."""
+        """Logits (B, classes) as `forward` returns them, from embeddings in the kernel's float type."""
         scores = self.scores(embeddings, self.kernel)
         return self.scale * self.penalise(scores, labels[:, None], embeddings)
 

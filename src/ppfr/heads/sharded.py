@@ -1,4 +1,4 @@
-"""Heads for many identities: class centres shared out among ranks, and losses over a sample of them."""
+"""Heads for many identities: class centres sharded over ranks, and losses over a sample of them (PartialFC)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _ROWS_DRAWN = 16
 
 
 class ShardedHead(nn.Module):
-    """Any head of `build_head`, its centres dealt out over ranks and, on wish, only a sample of them in each loss.
+    """Any head of `build_head` with its centres sharded over ranks and, optionally, a sample of them in each loss.
 
     Rank r keeps the classes of `class_range`, one row each in `centres` (n, embedding_size), and sees the embeddings of
     all ranks. The softmax is over the classes of all ranks: two small messages, the largest logit of each image and the
     sum of exponentials (as ArcFace, Deng et al., CVPR 2019, section 2.2 "parallel acceleration"; TFace's DistFC). The
     loss and the gradients are those of the whole head.
 
-    With `sample_rate` below 1 each rank takes part with the classes of the batch and a random choice of its others, in
-    all that share of its classes (An et al., "Killing Two Birds with One Stone: Efficient and Robust Training of Face
+    With `sample_rate` below 1 each rank contributes the classes of the batch and random others, in total that share of
+    its classes (An et al., "Killing Two Birds with One Stone: Efficient and Robust Training of Face
     Recognition CNNs by Partial FC", CVPR 2022, section 3.3). Only these rows and their optimizer state move, in the
     block of `stepping`.
 
@@ -53,7 +53,7 @@ class ShardedHead(nn.Module):
         if not 0 < sample_rate <= 1:
             raise MethodError(f"sample_rate is {sample_rate}; expected above 0, at most 1")
         if classes < ranks.world:
-            raise MethodError(f"{classes} classes cannot be dealt out over {ranks.world} ranks; use fewer ranks")
+            raise MethodError(f"{classes} classes cannot be sharded over {ranks.world} ranks; use fewer ranks")
         self.embedding_size, self.classes, self.ranks, self.sample_rate = embedding_size, classes, ranks, sample_rate
         self.first, self.last = class_range(classes, ranks)
         # the formula alone: its one class is never used
@@ -67,7 +67,7 @@ class ShardedHead(nn.Module):
         self._sampled: dict[str, Tensor] = {}
 
     def class_parameters(self) -> dict[str, nn.Parameter]:
-        """What has one row for each class of this rank, by name."""
+        """Parameters with one row for each class of this rank, by name."""
         return dict(self.named_parameters(recurse=False))
 
     @property
@@ -94,10 +94,10 @@ class ShardedHead(nn.Module):
             labels = self.ranks.gather(labels)
             owned = (labels >= self.first) & (labels < self.last)
             at = labels - self.first
-            own = self._take_part(at[owned], generator)
+            own = self._active_rows(at[owned], generator)
             if self._rows is not None:
                 at = torch.searchsorted(self._rows, at)
-            # images of other ranks' people point anywhere; what they point at is masked
+            # the index of an image whose class lies on another rank is arbitrary: its entry is masked
             at = torch.where(owned, at, 0)[:, None]
             logits = self._logits(embeddings, own, at, owned[:, None])
             shares = torch.ones_like(labels, dtype=logits.dtype) if weights is None else self.ranks.gather(weights)
@@ -115,8 +115,8 @@ class ShardedHead(nn.Module):
         at_target = torch.where(owned, formula.positives(target, embeddings), negatives.gather(1, at))
         return formula.scale * negatives.scatter(1, at, at_target)
 
-    def _take_part(self, positives: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
-        """The classes that take part in this loss, with gradients: all of them, or a sample that holds `positives`."""
+    def _active_rows(self, positives: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """The classes in this loss, with gradients: all of them, or a sample that contains `positives`."""
         parameters: dict[str, Tensor] = dict(self.class_parameters())
         if self.sample_rate == 1:
             return parameters
@@ -131,9 +131,9 @@ class ShardedHead(nn.Module):
 
     @contextmanager
     def stepping(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """A block in which `optimizer` sees as parameters, gradients and state the rows of the last loss alone.
+        """Context in which parameters, gradients and optimizer state are restricted to the rows of the last loss.
 
-        Clip and step inside. Without sampling the block changes nothing. Adam's count of steps, for its bias
+        Clip and step inside. Without sampling it changes nothing. Adam's count of steps, for its bias
         correction, is one for all rows.
         """
         if self._rows is None:
@@ -166,7 +166,7 @@ class ShardedHead(nn.Module):
 
 
 def class_range(classes: int, ranks: Ranks) -> tuple[int, int]:
-    """First class of a rank and the one behind its last: consecutive, and equally many but for one."""
+    """First class of a rank and one past its last: consecutive, with sizes that differ by at most one."""
     return ranks.rank * classes // ranks.world, (ranks.rank + 1) * classes // ranks.world
 
 

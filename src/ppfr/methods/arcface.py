@@ -19,7 +19,7 @@ from ppfr.transforms import block_dct
 
 
 class _Unprotected(Method):
-    """A deterministic client and a plain recogniser behind it."""
+    """A deterministic client and a plain recogniser."""
 
     client_channels: ClassVar[int]
     meaning: ClassVar[str]

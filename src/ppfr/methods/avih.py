@@ -59,7 +59,7 @@ class KeyRecovery:
 
 
 class EvenVariance:
-    """How much the variance of 8x8 blocks differs over a pattern (n,C,h,w), relative to its mean: noise has none."""
+    """Variance of the local variances (8x8 blocks) of a pattern (n,C,h,w), relative to their mean; near 0 for noise."""
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
@@ -114,12 +114,12 @@ class ObfuscatedServer(ChannelServer):
 
 @register
 class AVIH(Method):
-    """Images like noise, with the embedding of the face, found by descent (Su et al., ICCV 2023).
+    """Images like noise that keep the embedding of the face, found by gradient descent (Su et al., ICCV 2023).
 
     Each image is replaced by one that starts from noise and is optimised, by the rule of PrivacyHFR's patterns, for
     three terms: its embedding is that of the face, a secret key network turns it back to the face, and its local
-    variance is that of noise. The recogniser is any frozen one. Who holds the key recovers the face with `recover`;
-    without it the image tells what its embedding tells, and what can be guessed of the key. An image costs
+    variance is that of noise. The recogniser is any frozen one. The holder of the key recovers the face with `recover`;
+    without it the image reveals its embedding, and what can be inferred about the key. An image costs
     `iterations` passes of both networks forwards and backwards, on the client.
     """
 
@@ -166,13 +166,13 @@ class AVIH(Method):
         return NoGraph("an image is searched for by gradients, with the recogniser in the loop")
 
     def find_images(self, images: Tensor, generator: torch.Generator, *, state_file: Path | None = None) -> Patterns:
-        """What `protect` does for images (B,3,H,W) in [-1,1], with its books; see `ppfr.methods.common.patterns`."""
+        """The patterns that `protect` sends for images (B,3,H,W) in [-1,1], with the search's state."""
         self._require_key()
         return self.client.find(images, generator, state_file)
 
     @torch.no_grad()
     def recover(self, payload: Payload) -> Tensor:
-        """What the holder of the key makes of a payload: images (B,3,H,W) in [0,1].
+        """Recover images (B,3,H,W) in [0,1] from a payload with the key network.
 
         Raises PayloadError for a foreign payload, MethodError without the key.
         """

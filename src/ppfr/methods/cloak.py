@@ -17,7 +17,7 @@ from ppfr.methods.common.payload import PayloadSchema, TensorSpec
 from ppfr.methods.common.registry import register
 from ppfr.methods.common.stage import Stage, TrainingStep
 
-# the noise begins so small that the frozen recogniser still recognises: (1 + tanh(-2)) / 2 is 0.018
+# initial value of rho, at which the frozen recogniser still recognises: (1 + tanh(-2)) / 2 is 0.018
 _FIRST_RHO = -2.0
 
 

@@ -23,7 +23,7 @@ from ppfr.networks.base import initialised
 
 REDUCTION = 2
 _WIDTH = 32
-# how fast the books of the contest follow what is seen
+# weight of the newest step in the moving averages of the contest
 _PACE = 0.05
 # an adversary no better than guessing the mean face, one that reads everything, and codes that are all alike
 _LOST, _WON, _FLAT = 0.98, 0.02, 0.02
@@ -40,9 +40,9 @@ class CPGANOptions(MethodOptions):
 class Privatiser(nn.Module):
     """The client: three convolutions from an image (B,3,H,W) to a code (B,C,H/2,W/2) of unit deviation.
 
-    `adversary_error` and `code_spread` are the books of its training: the adversary's mean squared error over that of
-    guessing the batch's mean face, and the share of the code's variance that lies between images; -1 before the first
-    step.
+    `adversary_error` and `code_spread` are moving averages of its training: the adversary's mean squared error over
+    that of guessing the batch's mean face, and the share of the code's variance that lies between images; -1 before the
+    first step.
     """
 
     adversary_error: Tensor
@@ -69,8 +69,8 @@ class Privatiser(nn.Module):
         return code
 
     @torch.no_grad()
-    def book(self, error: Tensor, code: Tensor) -> None:
-        """Enter what a training step saw into the books."""
+    def update_averages(self, error: Tensor, code: Tensor) -> None:
+        """Update the moving averages with a training step's values."""
         code = code.float()
         spread = code.var(dim=0).mean() / code.var().clamp_min(1e-12)
         for kept, seen in ((self.adversary_error, error), (self.code_spread, spread)):
@@ -97,9 +97,9 @@ class Adversary(nn.Module):
 
 
 class Contest(nn.Module):
-    """Privatiser, recogniser and adversary in training, and whose turn it is.
+    """Alternating training of the adversary against privatiser and recogniser.
 
-    The turn is part of the state, so that a resumed run goes on with the right player.
+    The step counter `turn` is part of the state, so that a resumed run continues with the right player.
     """
 
     turn: Tensor
@@ -121,9 +121,9 @@ class Contest(nn.Module):
         else:
             weights = {name: weight.detach() for name, weight in self.adversary.named_parameters()}
             error = relative_error(functional_call(self.adversary, weights, (code,)), images)
-        # worse than the mean face is no gain: without this bound the privatiser would chase the adversary for ever
+        # an error above that of the mean face is no gain: without this bound the privatiser would never converge
         privacy = self.options.privacy_weight * (1 - error).clamp_min(0)
-        self.client.book(error.detach(), code.detach())
+        self.client.update_averages(error.detach(), code.detach())
         own, other = (error, privacy.detach()) if attacks else (error.detach(), privacy)
         return TrainingStep(embedding, {"adversary": own, "privacy": other})
 
@@ -144,7 +144,7 @@ class CPGAN(Method):
 
     Adversary and defenders take turns. The adversary learns to reconstruct the image from the code; privatiser and
     recogniser learn to recognise while the adversary's error is as that of guessing the mean face. Both losses are
-    logged in every step, and `remarks` tells when one side has collapsed: then the contest proves nothing.
+    logged in every step, and `remarks` reports when one side has collapsed: the contest is then no evidence.
     """
 
     info = MethodInfo(

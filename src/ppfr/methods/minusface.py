@@ -26,7 +26,7 @@ from ppfr.transforms.shuffle import draw_permutations, permute_channels
 
 CHANNELS = 192
 DC = (0, 64, 128)
-# the U-Net's convolutions at full resolution behind its first one
+# the U-Net's convolutions at full resolution after its first one
 _ROUTE = ("left_conv_1.conv_ReLU.2", "right_conv_4.conv_ReLU.0", "right_conv_4.conv_ReLU.2")
 # images that calibrate the generator: 192 channels of each take 10 MB
 _SAMPLE = 24
@@ -168,7 +168,7 @@ class MinusFace(Method):
         return ProtectGraph(apply, draws=(Draw("orders", "permutation", (self.options.duplicates, CHANNELS)),))
 
     def hypotheses(self) -> list[Hypothesis]:
-        """None: the permutation is fresh for every query, and there are 192! of them."""
+        """None: every query draws one of 192! permutations."""
         return []
 
     def weakened(self) -> Hypothesis:

@@ -52,7 +52,7 @@ class PPFRFDOptions(MethodOptions):
 class ChannelGates(nn.Module):
     """The learned choice: a probability for each channel, drawn as 0 or 1 for each image, with gradients.
 
-    A channel that is drawn out is really missing: a network cannot make up for it by larger weights.
+    A channel whose gate is 0 is missing entirely: the network cannot compensate for it by larger weights.
     """
 
     visibility: Tensor
@@ -147,9 +147,9 @@ class PPFRFD(Method):
     """Channels that recognition needs and viewers do not, masked without a key's management (Wang et al., AAAI 2022).
 
     There is no public code; this is our reading of the paper. Of the 192 block-DCT channels those with little energy
-    are dropped at once. An analysis stage learns, for each of the others, how likely it is to travel: a recogniser sees
-    images whose channels are drawn in and out, and pays recognition loss + visibility_weight * the amplitude that is
-    expected to travel. The `channels` most likely ones are kept for good. The client shuffles them, mixes each with its
+    are dropped at once. An analysis stage learns a probability for each of the others to be sent: a recogniser sees
+    images with randomly gated channels, and minimises the recognition loss + visibility_weight * the expected
+    amplitude that is sent. The `channels` most likely ones are kept. The client shuffles them, mixes each with its
     neighbour, and normalises each to mean 0 and deviation 1. Shuffle and mixing weights are drawn once for a
     deployment; the server never needs them.
     """

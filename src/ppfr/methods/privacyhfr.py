@@ -107,11 +107,11 @@ def centred(patterns: Tensor, size: tuple[int, int]) -> Tensor:
 class PrivacyHFR(Method):
     """Heterogeneous recognition on images without local means, sent as patterns (PrivacyHFR).
 
-    What each payload protects. The HVI image (`pattern: none`, the paper's first step) hides skin tone and shading from
-    a glance, no more: edges show the face, and the step is linear, so what it leaves can be inverted. A pattern
-    (`pattern: dra`, both steps) starts from noise and is told the embedding alone, so it leaks what a stored embedding
-    would, and nothing else of the image. Finding it costs `iterations` passes of the recogniser forwards and backwards
-    for each image, on the client, which must therefore hold the recogniser.
+    What each payload protects. The HVI image (`pattern: none`, the paper's first step) only removes skin tone and
+    shading: edges show the face, and the step is linear, so that it can be inverted on the frequencies that it keeps. A
+    pattern (`pattern: dra`, both steps) starts from noise and depends on the embedding alone, so it leaks as much as a
+    stored embedding, and nothing else of the image. Finding it costs `iterations` passes of the recogniser forwards and
+    backwards for each image, on the client, which must therefore hold the recogniser.
     """
 
     info = MethodInfo(
@@ -162,7 +162,7 @@ class PrivacyHFR(Method):
         return ProtectGraph(lambda images: {"image": self.client(images).float()})
 
     def find_patterns(self, images: Tensor, generator: torch.Generator, *, state_file: Path | None = None) -> Patterns:
-        """What `protect` does for images (B,3,H,W) in [-1,1], with its books: cosines, losses, numbers of updates.
+        """The patterns that `protect` sends for images (B,3,H,W) in [-1,1], with cosines, losses and updates.
 
         With `state_file` a search that was stopped goes on; see `ppfr.methods.common.patterns.find_patterns`. Raises
         MethodError unless `options.pattern` is "dra".
@@ -174,7 +174,7 @@ class PrivacyHFR(Method):
         return super().hypotheses() if self.options.pattern == "none" else []
 
     def stages(self) -> list[Stage]:
-        """First a classifier on the frozen recogniser, then both; always on HVI images, whatever is sent later."""
+        """A classifier on the frozen recogniser, then both; always on HVI images, also where patterns are sent."""
         backbone, client = self.server.backbone, self.client
 
         def forward(images: Tensor, labels: Tensor, generator: torch.Generator) -> TrainingStep:

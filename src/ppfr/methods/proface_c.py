@@ -47,7 +47,7 @@ class ProFaceCOptions(MethodOptions):
     blocks: int = Field(
         2, ge=1, description="the first map is cut into blocks x blocks, each with a channel shuffle of its own"
     )
-    shuffle_seed: int = secret_option(0, "seed of the channel shuffle; whoever knows it knows the shuffle")
+    shuffle_seed: int = secret_option(0, "seed of the channel shuffle, which it determines")
     bits: Literal[8, 6, 4, 2] = payload_option(BITS, "bits of a map's values")
     pruning: float = payload_option(
         PRUNING,

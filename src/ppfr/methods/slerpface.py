@@ -44,7 +44,7 @@ class SlerpFace(Method):
     method, and the templates that an attacker steals are the protected ones. It protects what is stored, not what
     travels: that is up to `base`.
 
-    Whoever holds the key undoes the rotation of what was not dropped; keep it apart from the templates.
+    The key inverts the rotation of the dimensions that were kept; store it apart from the templates.
     """
 
     info = MethodInfo(

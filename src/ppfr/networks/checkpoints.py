@@ -1,4 +1,4 @@
-"""Published recognition checkpoints: find out what a weight file holds, and load all of it or nothing."""
+"""Published recognition checkpoints: the architecture is inferred from the file, which is loaded whole or refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LISTED = 8  # keys of one kind that an error message spells out
 
 # of DistributedDataParallel, torch.compile, AdaFace, CVLface, and of the clients of DuetFace and PRO-Face C
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "client_backbone.")
-# heads and losses saved beside the backbone, and what PRO-Face C saves beside its client
+# heads and losses saved with the backbone, and further tensors that PRO-Face C saves with its client
 _BESIDE = re.compile(
     r"(module\.)*((head|softmax_fc|classifier|fc2|loss|interface_[1-4])\.|(weight[1-4]|channel_permutations)$)"
 )
@@ -126,7 +126,7 @@ def load_state(network: torch.nn.Module, state: Mapping[str, Tensor], what: str)
 
 
 def _strip(state: State) -> tuple[State, tuple[str, ...], tuple[str, ...]]:
-    """Take off heads and the prefixes that all other keys share; return both beside the rest."""
+    """Remove heads and the prefixes that all other keys share; returns the rest, the prefixes and the removed keys."""
     dropped = tuple(key for key in state if _BESIDE.match(key))
     state = {key: value for key, value in state.items() if not _BESIDE.match(key)}
     prefixes: list[str] = []
@@ -137,7 +137,7 @@ def _strip(state: State) -> tuple[State, tuple[str, ...], tuple[str, ...]]:
 
 
 def _convention(layout: CheckpointLayout, prefixes: tuple[str, ...], path: Path) -> tuple[str, Preprocessing]:
-    """Name the writing project and its preprocessing; wrappers tell AdaFace and CVLface from TFace."""
+    """Project that wrote the file, and its preprocessing; prefixes distinguish AdaFace and CVLface from TFace."""
     if layout.name == "TFace" and "net." in prefixes:
         return "CVLface", replace(layout.preprocessing, channel_order=_cvlface_channel_order(path))
     if layout.name == "TFace" and "model." in prefixes:

@@ -20,7 +20,7 @@ DROPOUT = 0.4
 
 @dataclass(frozen=True)
 class IResNetPlan:
-    """What tells one IResNet from another: units a stage, and the kind of its units.
+    """Architecture of an IResNet: units per stage, and the kind of its units.
 
     `insightface`: the first shortcut is a 1x1 convolution even where the channels stay, and the last batch
     norm is affine, as in InsightFace's arcface_torch; otherwise as in TFace and AdaFace.

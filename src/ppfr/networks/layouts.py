@@ -1,4 +1,4 @@
-"""How public projects name the layers of the same networks, and what network a state_dict belongs to."""
+"""Layer names of public projects for the same networks, and the architecture that a state_dict belongs to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LightCNN: networks whose activation is the larger of two feature maps; the recogniser of PrivacyHFR."""
+"""LightCNN: convolutional networks with max-feature-map activations; the recogniser of PrivacyHFR."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _STAGE_ENDS = (0, 3, 6, 8)
 
 @dataclass(frozen=True)
 class LightCNNPlan:
-    """What differs between the 29-layer networks: the first kernel, and what stands between the stages."""
+    """Variants of the 29-layer networks: the first kernel, and the layers between the stages."""
 
     first_kernel: int
     grouped: bool
 
     @property
     def block_names(self) -> list[str]:
-        """The blocks between stem and output: chains of residual units, what follows each, and pools."""
+        """Names of the blocks between stem and output: chains of residual units, the layer after each, and pools."""
         between = [f"group{n}" if self.grouped else f"conv{n + 1}" for n in range(1, 5)]
         return [
             *("block1", between[0], "pool"),

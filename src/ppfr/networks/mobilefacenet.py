@@ -1,4 +1,4 @@
-"""MobileFaceNet: the small backbone, of the clients and of the teacher."""
+"""MobileFaceNet: a small backbone for clients and teachers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ppfr.networks.prelu import PReLU
 
 @dataclass(frozen=True)
 class MobileFaceNetPlan:
-    """What differs between the published MobileFaceNets: only the very end."""
+    """Variants of the published MobileFaceNets, which differ only in the output layer."""
 
     output_bias: bool = False
     output_affine: bool = False

@@ -1,4 +1,4 @@
-"""How a recogniser wants its pixels: size, channel order, mean and scale."""
+"""Input preprocessing of recognisers: size, channel order, mean and scale."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ HALF: Triple = (127.5, 127.5, 127.5)
 class Preprocessing:
     """Turn (B, 3, H, W) images, RGB in [-1, 1], into a recogniser's input: (pixel - mean) / std.
 
-    `mean` and `std` are in units of 8-bit pixel values, in the order R, G, B whatever `channel_order` the
-    network reads. `size` is (height, width): images are resized to the height (bilinear, antialiased), then
+    `mean` and `std` are in units of 8-bit pixel values, always in the order R, G, B; `channel_order` is that of the
+    network's input. `size` is (height, width): images are resized to the height (bilinear, antialiased), then
     the central columns are taken. `source` says where these settings come from. Raises ShapeError.
     """
 

@@ -1,4 +1,4 @@
-"""Any face recogniser, whatever its file format and preprocessing, behind one call: teachers and judges."""
+"""Frozen face recognisers from ONNX files and published checkpoints, used as teachers and judges."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 The layers have the names of published PyTorch weights, those of biubug6's Face-Detector-1MB-with-landmark
 (`weights/mobilenet0.25_Final.pth`), so that these load. The same author's Pytorch_Retinaface has a network of the same
-names and shapes with other activations (leaky ReLU) and anchors (16 to 512 pixels): its weights load too, and find
-nothing sensible.
+names and shapes with other activations (leaky ReLU) and anchors (16 to 512 pixels): its weights load too, but give
+wrong detections.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Predictions(NamedTuple):
 
 
 class RetinaFace(nn.Module):
-    """From images to scored boxes and landmarks; see `forward`."""
+    """Face detector: images to scored boxes and landmarks; see `forward`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def load_retinaface(path: Path | str) -> RetinaFace:
     """RetinaFace with published weights, in evaluation mode; raises CheckpointError naming what does not fit."""
     state, _ = read_state_dict(path)
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    # of the whole MobileNet, which older files hold
+    # older files also hold the classifier of the whole MobileNet
     state = {name: value for name, value in state.items() if not name.startswith("body.fc")}
     network = RetinaFace()
     load_state(network, state, f"{Path(path).name} does not fit RetinaFace with MobileNet-0.25")
@@ -176,7 +176,7 @@ class _Pyramid(nn.Module):
 
 
 class _Context(nn.Module):
-    """Features seen through windows of 3, 5 and 7 (Najibi et al. 2017, "SSH: single stage headless face detector")."""
+    """Features with receptive fields of 3, 5 and 7 (Najibi et al. 2017, "SSH: single stage headless face detector")."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class _Context(nn.Module):
 
 
 class _Head(nn.Module):
-    """What is predicted for each anchor of a map, as (B, H * W * 2, values)."""
+    """Predictions for each anchor of a feature map, (B, H * W * 2, values)."""
 
     def __init__(self, values: int) -> None:
         super().__init__()

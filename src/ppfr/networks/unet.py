@@ -90,12 +90,12 @@ class UNet(nn.Module):
         return layer
 
     def decode(self, features: Sequence[Tensor]) -> Tensor:
-        """Turn what `encode` returned into the output (B, out_channels, H, W)."""
+        """Output (B, out_channels, H, W) from the features of `encode`."""
         output: Tensor = self.last_layer(self.decode_features(features))
         return output
 
     def decode_features(self, features: Sequence[Tensor]) -> Tensor:
-        """Turn what `encode` returned into what the last layer reads, (B, 64 * width, H, W)."""
+        """Input of the last layer, (B, 64 * width, H, W), from the features of `encode`."""
         *skips, x = features
         for level, skip in enumerate(reversed(skips), start=1):
             x = self.get_submodule(f"deconv_{level}")(x)

@@ -1,4 +1,4 @@
-"""Read tensors from weight files that others wrote, without running what such a file may contain."""
+"""Read tensors from untrusted weight files without executing code that they may contain."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _BOOKKEEPING = ("pytorch_lightning.", "lightning.", "omegaconf.", "argparse.Name
 
 
 class _Placeholder:
-    """Takes the place of a training framework's object in a checkpoint: keeps nothing, does nothing."""
+    """Inert replacement for a training framework's object in a checkpoint."""
 
     def __init__(self, *args: object) -> None:
         del args

@@ -23,7 +23,7 @@ class _Strict(BaseModel):
 
 
 class Optimizer(_Strict):
-    """How weights move."""
+    """Optimizer of a stage."""
 
     name: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: float = Field(2e-3, gt=0, description="peak learning rate")
@@ -32,7 +32,7 @@ class Optimizer(_Strict):
 
 
 class Schedule(_Strict):
-    """How the learning rate moves, as a factor of its peak."""
+    """Learning rate schedule, as a factor of the peak."""
 
     name: Literal["one_cycle", "steps", "constant"] = "one_cycle"
     warmup: float = Field(0.2, ge=0, lt=1, description="share of all steps spent rising (one_cycle)")
@@ -61,7 +61,7 @@ class HeadSettings(_Strict):
 
     name: str = "arcface"
     options: dict[str, float | bool] = Field(default_factory=dict, description="for example margin: 0.5, scale: 64")
-    sharded: bool = Field(True, description="under torchrun, deal the classes out over the ranks; same losses")
+    sharded: bool = Field(True, description="under torchrun, shard the classes over the ranks; same losses")
     sample_rate: float = Field(
         1.0,
         gt=0,
@@ -124,7 +124,7 @@ class BackboneSettings(_Strict):
 
 
 class Recipe(_Strict):
-    """Everything that decides a run besides its data and teacher."""
+    """All settings of a training run except its data and teacher."""
 
     method: str
     profile: str = "standard"
@@ -166,7 +166,7 @@ class Recipe(_Strict):
 
 
 def deep_merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `change` laid over it, mapping by mapping; neither is altered."""
+    """`base` updated by `change`, recursively in nested mappings; neither argument is altered."""
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
@@ -175,8 +175,8 @@ def deep_merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, 
 
 
 def recipe_names() -> list[str]:
-    """Methods that have a built-in recipe."""
-    return built_in_names("ppfr.recipes")
+    """Names that `load_recipe` takes: those of the methods."""
+    return method_names()
 
 
 def built_in_names(package: str) -> list[str]:
@@ -239,9 +239,9 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def _read_recipe(name: str | Path) -> dict[str, Any]:
-    """The settings of a recipe, laid over those of the recipes that it extends."""
-    if str(name) in method_names() and str(name) not in recipe_names():
-        return {"method": str(name), **read_settings(_DEFAULTS)}
+    """The settings of a recipe, merged over those of the recipes that it extends."""
+    if str(name) in method_names() and str(name) not in built_in_names("ppfr.recipes"):
+        return {"method": str(name), "summary": method_class(str(name)).info.title, **read_settings(_DEFAULTS)}
     values = read_settings(name)
     extended = [str(name)]
     while (base := values.pop("extends", None)) is not None:
@@ -253,9 +253,9 @@ def _read_recipe(name: str | Path) -> dict[str, Any]:
 
 
 def read_settings(name: str | Path, package: str = "ppfr.recipes", kind: str = "recipe") -> dict[str, Any]:
-    """The content of a YAML file, or of one that `package` brings along by its name.
+    """The content of a YAML file, or of a built-in one of `package` by its name.
 
-    Raises RecipeError for a file that is not there, and for content that is not a mapping; `kind` is what it calls it.
+    Raises RecipeError for a missing file and for content that is not a mapping; `kind` names the thing in the message.
     """
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
@@ -283,13 +283,13 @@ def _parse(model: type[_Model], values: Mapping[str, Any], prefix: str) -> _Mode
         lines = []
         for problem in error.errors():
             path = ".".join([part for part in (prefix, *map(str, problem["loc"])) if part])
-            told = _known_keys(model, problem["loc"]) if problem["type"] == "extra_forbidden" else problem["msg"]
-            lines.append(f"{path}: {told} (got {problem['input']!r})")
+            text = _known_keys(model, problem["loc"]) if problem["type"] == "extra_forbidden" else problem["msg"]
+            lines.append(f"{path}: {text} (got {problem['input']!r})")
         raise RecipeError("; ".join(lines)) from error
 
 
 def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> str:
-    """What stands where `path`, which `model` refused, was written."""
+    """Message for a key path that `model` does not know: the keys it expects there."""
     for key in path[:-1]:
         if isinstance(key, int):  # a place in a list, whose items the step before led to
             continue

@@ -1,9 +1,9 @@
-"""Images without some frequencies of the block DCT, computed without the DCT's channels.
+"""Band-stop filter: removes frequencies of the block DCT from images without computing the DCT's channels.
 
 `inverse_block_dct` of the channels that `block_dct` makes is linear, the same for every colour, and separable:
 frequency 8 * v + u leaves K_v X K_u^T of a plane X, with tridiagonal matrices K (`round_trip_matrix`), and all 64
 together leave K X K^T with K their sum. Removing a few frequencies is therefore a difference of small stencils, where
-the plain way makes three planes of up to 63 channels for every image.
+the direct computation makes three planes of up to 63 channels for every image.
 """
 
 from __future__ import annotations

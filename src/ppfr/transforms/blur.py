@@ -1,4 +1,4 @@
-"""Obfuscators: what is done to a face so that people see less of it.
+"""Obfuscators: blur, pixelation and other image filters that hide a face from viewers.
 
 All take RGB images (B, 3, H, W) in [-1, 1] and return images of that shape, and all are differentiable in the images.
 Strengths are single numbers or tensors (B,) with one for each image. None of them is a protection by itself: blurred
@@ -34,7 +34,7 @@ _MakeMatrix = Callable[[int, int], Tensor]
 
 @dataclass(frozen=True)
 class BlurRange:
-    """What each image's strengths are drawn from, uniformly; the defaults are the evaluation values of PRO-Face C.
+    """Ranges from which each image's strengths are drawn uniformly; the defaults are PRO-Face C's for evaluation.
 
     `sigma` of the Gaussian lies between two values, in pixels; `kernels` are sides of the median's window, `blocks`
     sides of a pixelated block, both in pixels; a hybrid image has `sides` x `sides` tiles.
@@ -258,7 +258,7 @@ def _separable(images: Tensor, strength: Strength, name: str, make: _MakeMatrix)
 
 
 def _levels(images: Tensor) -> Tensor | None:
-    """The 8-bit values, uint8, that images in [-1,1] stand for; None if they lie between them."""
+    """Images in [-1,1] as 8-bit values, uint8; None if a value is not on the 8-bit grid."""
     levels = images * 127.5 + 127.5
     whole = levels.round()
     fits = float((levels - whole).abs().amax()) < 1e-3 and float(whole.amin()) >= 0 and float(whole.amax()) <= 255

@@ -1,4 +1,4 @@
-"""Random draws that nobody can repeat."""
+"""Generators seeded with entropy of the operating system."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _ALL_USED = [0, 1 | 1 << 32, 0]
 
 
 def fresh_generator(device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator in a random state of the operating system's, for draws that protect somebody.
+    """A generator whose state is random bytes of the operating system, for draws that protect privacy.
 
-    On a CPU `torch.Generator.seed` is not enough: 32 bits of a seed count, so that whoever sees what was drawn can try
-    them all. Here all 19,937 bits of the state are random; on a GPU (Philox) the 64 bits that there are. One who saw
-    624 whole words could go on with the sequence, so a generator is for one image or payload, not for many.
+    On a CPU `torch.Generator.seed` is not enough: only 32 bits of a seed count, so that an attacker who sees the draws
+    can try them all. Here all 19,937 bits of the state are random; on a GPU (Philox) the 64 bits that there are. 624
+    whole words determine the rest of the sequence, so a generator is for one image or payload, not for many.
     """
     generator = torch.Generator(device)
     if generator.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""Fewer bits: uniform quantisation and magnitude pruning of feature maps, also while training."""
+"""Uniform quantisation and magnitude pruning of feature maps, with straight-through gradients for training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ppfr.util.errors import ShapeError
 
-# what a step may reach to, as shares of the largest magnitude, and how many values of an image choose among them
+# candidate clipping thresholds, as shares of the largest magnitude, and the number of values that choose among them
 _REACHES = (1.0, 0.8, 0.64, 0.5, 0.4, 0.32, 0.25, 0.2, 0.16, 0.125, 0.1)
 _SAMPLE = 16384
 

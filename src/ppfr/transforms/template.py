@@ -1,4 +1,4 @@
-"""Template protection: what is done to embeddings before they are stored or compared."""
+"""Template protection: keyed rotation and dropout of embeddings before they are stored or compared."""
 
 from __future__ import annotations
 
