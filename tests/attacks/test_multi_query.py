@@ -20,12 +20,12 @@ Toy = Callable[..., Method]
 SIZE = (24, 20)
 
 
-def sent(target: Method, images: Tensor, views: int) -> list[Any]:
-    return [target.protect(images, torch.Generator().manual_seed(100 + view)) for view in range(views)]
+def sent(target: Method, images: Tensor, each: int) -> list[Any]:
+    return [target.protect(images, torch.Generator().manual_seed(100 + number)) for number in range(each)]
 
 
-def union(target: Method, images: Tensor, faces: Tensor | None, views: int, seed: int = 0, **options: Any) -> Recovery:
-    payloads = sent(target, images, views)
+def union(target: Method, images: Tensor, faces: Tensor | None, each: int, seed: int = 0, **options: Any) -> Recovery:
+    payloads = sent(target, images, each)
     found: Recovery = create_attack("multi-query-union", **options)(target, payloads, faces=faces, seed=seed)
     return found
 
@@ -58,7 +58,7 @@ def bands(images: Tensor, kind: int) -> dict[str, Tensor]:
 
 def test_what_one_payload_leaves_out_others_show(toy: Toy, images: Tensor, faces: Tensor) -> None:
     target = toy(*[lambda images, k=kind: bands(images, k) for kind in range(3)])
-    one, many = (union(target, images, faces, views) for views in (1, 12))
+    one, many = (union(target, images, faces, each) for each in (1, 12))
     assert error(many, images) < 0.5 / 255
     assert error(one, images) > 20 * error(many, images)
     assert set(many.hypotheses) == {"client 0 + client 1 + client 2"}
@@ -67,7 +67,7 @@ def test_what_one_payload_leaves_out_others_show(toy: Toy, images: Tensor, faces
 
 def test_noise_averages_out(images: Tensor, faces: Tensor) -> None:
     target = custom_method("noisy", noisy(0.1), input_size=SIZE)
-    errors = [error(union(target, images, faces, views), images) for views in (1, 16)]
+    errors = [error(union(target, images, faces, each), images) for each in (1, 16)]
     assert errors[1] < 0.6 * errors[0]
 
 
@@ -76,7 +76,7 @@ def test_noise_averages_out_under_a_known_client_too(images: Tensor, faces: Tens
     target = custom_method(
         "noisy", noisy(0.1), clients={"clean": lambda images: clean(images, torch.Generator())}, input_size=SIZE
     )
-    errors = [error(union(target, images, faces, views), images) for views in (1, 16)]
+    errors = [error(union(target, images, faces, each), images) for each in (1, 16)]
     assert errors[1] < 0.6 * errors[0]
 
 
@@ -88,17 +88,17 @@ def test_one_payload_is_attacked_as_linear_inversion_does(toy: Toy, images: Tens
 
 def test_equal_payloads_give_no_more_than_one(toy: Toy, images: Tensor, faces: Tensor) -> None:
     target = toy(edges)
-    one, many = (union(target, images, faces, views) for views in (1, 4))
+    one, many = (union(target, images, faces, each) for each in (1, 4))
     assert torch.equal(one.images, many.images)
 
 
-def test_views_that_repeat_others_are_left_out() -> None:
-    """Payloads of two images in two tensors: the second view is new in one tensor only, and that counts."""
+def test_payloads_that_repeat_others_are_left_out() -> None:
+    """Payloads of two images in two tensors: the second payload is new in one tensor only, and that counts."""
     first = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([5, 6])}
     second = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([5, 7])}
 
-    def joined(*views: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: torch.cat([view[name] for view in views]) for name in first}
+    def joined(*payloads: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: torch.cat([payload[name] for payload in payloads]) for name in first}
 
     for given, kept in (
         ([first], [first]),
@@ -106,8 +106,8 @@ def test_views_that_repeat_others_are_left_out() -> None:
         ([first, second, second], [first, second]),
         ([first, second, first], [first, second]),
     ):
-        found, views = distinct_payloads(joined(*given), len(given))
-        assert views == len(kept)
+        found, each = distinct_payloads(joined(*given), len(given))
+        assert each == len(kept)
         assert all(torch.equal(found[name], values) for name, values in joined(*kept).items())
 
 
@@ -129,7 +129,7 @@ def test_clients_that_are_not_linear_are_joined_through_their_jacobians(
     weights = [torch.randn(2, 3, 3, 3, generator=generator) for _ in range(2)]
     target = toy(*[lambda images, w=w: {"features": F.softplus(F.conv2d(images, w, padding=1))} for w in weights])
     few = images[:2]
-    one, many = (union(target, few, faces, views, newton=6, iterations=15) for views in (1, 4))
+    one, many = (union(target, few, faces, each, newton=6, iterations=15) for each in (1, 4))
     assert set(many.hypotheses) == {"client 0 + client 1"}
     assert error(many, few) < 0.5 * error(one, few)
     assert many.notes == {"not linear in the image, used through the Jacobian": "features"}
@@ -141,7 +141,7 @@ def test_whole_numbers_average_to_what_lies_between(images: Tensor, faces: Tenso
         return (levels + torch.rand(levels.shape, generator=generator)).floor().to(torch.uint8)
 
     target = custom_method("dithered", dithered, clients={"mean": lambda images: 4 * (images + 1)}, input_size=SIZE)
-    errors = [error(union(target, images, faces, views), images) for views in (1, 16)]
+    errors = [error(union(target, images, faces, each), images) for each in (1, 16)]
     assert errors[1] < 0.6 * errors[0]
 
 

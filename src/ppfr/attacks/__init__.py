@@ -14,6 +14,7 @@ from ppfr.attacks.base import (
     register,
 )
 from ppfr.attacks.budget import BUDGETS, Budget
+from ppfr.attacks.learned.features import FeatureCache
 from ppfr.attacks.metrics import Figure, MetricContext, Truth
 from ppfr.attacks.observation import stored_templates
 from ppfr.attacks.public_data import Pairs, PublicFaces
@@ -25,6 +26,7 @@ __all__ = [
     "AttackOptions",
     "Attacker",
     "Budget",
+    "FeatureCache",
     "Figure",
     "Has",
     "Inference",
