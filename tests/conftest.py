@@ -134,7 +134,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("deployment")
     exported = export_method(build_method(), folder, coding="dct:0.02")
-    assert exported.difference < 1e-4 and exported.batch == 1
+    assert exported.difference < 1e-4
     return folder
 
 
