@@ -24,12 +24,12 @@ from ppfr.cli.app import (
     out,
     say_skipped,
 )
-from ppfr.cli.models import load_model, model_input_size, model_names
-from ppfr.cli.protocols import FOLD, measure_protocol
+from ppfr.cli.models import load_model, model_names
 from ppfr.data.faceset import Skipped
 from ppfr.data.protocols.benchmarks import SUITES, SuiteKind, find_suites, suite_names
 from ppfr.data.protocols.heterogeneous import open_heterogeneous
-from ppfr.evaluation.evaluate import Model
+from ppfr.evaluation.evaluate import Model, model_input_size
+from ppfr.evaluation.protocol_runs import FOLD, measure_protocol
 from ppfr.evaluation.suites import Settings, SuiteResult, evaluate_suite, protocol_result
 from ppfr.methods import Method
 from ppfr.reports.benchmarks import BenchmarkReport, to_json, write_benchmark
@@ -142,22 +142,25 @@ class _Bench:
     def measure(self, name: str, path: Path) -> SuiteResult:
         """The figures of one benchmark."""
         if SUITES[name].kind is SuiteKind.PROTOCOL:
-            self.model, figures, left_out = measure_protocol(
+            self.model, figures, left_out, note = measure_protocol(
                 self.run,
                 open_heterogeneous(f"{name}:{path}"),
-                preprocessing=self.preprocessing,
-                settings=self.settings,
+                self._load,
                 flip=self.how.flip,
                 seed=self.how.seed,
                 strict=self.how.strict,
-                device=self.device,
             )
+            if note:
+                Console(stderr=True).print(note, soft_wrap=True, markup=False)
             return protocol_result(name, path, figures, left_out)
         if self.model is None:
-            self.model = load_model(self.run, self.preprocessing, self.device, self.settings)
+            self.model = self._load(self.run)
         with progress_callback(f"{SUITES[name].title}: embedding") as progress:
             how = replace(self.how, size=model_input_size(self.model), progress=progress)
             return evaluate_suite(self.model, name, path, how)
+
+    def _load(self, run: Path) -> Model:
+        return load_model(run, self.preprocessing, self.device, self.settings)
 
     def names(self) -> tuple[str, str]:
         """The short name of the model and the one for headings."""

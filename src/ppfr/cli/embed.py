@@ -20,11 +20,12 @@ from ppfr.cli.app import (
     say_skipped,
 )
 from ppfr.cli.launch import under_torchrun
-from ppfr.cli.models import identify_model, load_model, model_input_size
+from ppfr.cli.models import identify_model, load_model
 from ppfr.data.faceset import FaceSet
 from ppfr.data.sources import holds_splits, open_faces, open_splits
 from ppfr.distributed.process_group import Ranks, joined
 from ppfr.evaluation.embeddings import embed_to_parquet
+from ppfr.evaluation.evaluate import model_input_size
 
 
 @app.command()

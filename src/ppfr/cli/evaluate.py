@@ -21,14 +21,14 @@ from ppfr.cli.app import (
     out,
     say_skipped,
 )
-from ppfr.cli.models import load_model, model_input_size, model_names
+from ppfr.cli.models import load_model, model_names
 from ppfr.cli.protocols import evaluate_protocol
 from ppfr.data.faceset import FaceSet
 from ppfr.data.images import to_tensor
 from ppfr.data.protocols.heterogeneous import is_heterogeneous
 from ppfr.data.sources import holds_splits
 from ppfr.evaluation.cost import QueryCost, measure_cost
-from ppfr.evaluation.evaluate import evaluate_pairs, open_evaluation
+from ppfr.evaluation.evaluate import evaluate_pairs, model_input_size, open_evaluation
 from ppfr.methods import Method
 from ppfr.util.progress import progress_callback
 

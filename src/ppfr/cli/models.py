@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppfr.cli.app import recogniser
-from ppfr.data.images import FACE_SIZE
 from ppfr.evaluation.evaluate import Model
 from ppfr.methods import Method
 from ppfr.methods.common.files import MODEL_FILE, load_method
@@ -38,11 +37,6 @@ def model_names(model: Model) -> tuple[str, str]:
     if isinstance(model, Method):
         return model.info.name, model.info.title
     return model.name, f"{model.name} (unprotected)"
-
-
-def model_input_size(model: Model) -> int:
-    """Height and width of the crops that a model is given; a recogniser fits them to its own size."""
-    return model.input_size[0] if isinstance(model, Method) else FACE_SIZE
 
 
 def identify_model(model: Model, file: Path, settings: list[str] | None) -> str:

@@ -1,9 +1,10 @@
-"""What `ppfr evaluate` and `ppfr benchmark` do with a heterogeneous protocol, fold by fold."""
+"""`ppfr evaluate` on a heterogeneous protocol."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ppfr.cli.app import out, say_skipped
-from ppfr.cli.models import load_model, model_input_size, model_names
-from ppfr.data.faceset import Skipped
-from ppfr.data.protocols.fold_tests import open_test
+from ppfr.cli.models import load_model, model_names
 from ppfr.data.protocols.heterogeneous import Heterogeneous, open_heterogeneous
-from ppfr.evaluation.evaluate import Model
-from ppfr.evaluation.heterogeneous import FoldFigures, HeterogeneousFigures, evaluate_folds
+from ppfr.evaluation.heterogeneous import HeterogeneousFigures
+from ppfr.evaluation.protocol_runs import measure_protocol
 from ppfr.reports.published import published_table
-from ppfr.training.run import Run
-from ppfr.util.errors import DataError
-from ppfr.util.progress import progress_callback
-
-FOLD = "{fold}"
-"""Stands for a fold's number in the path of a run."""
 
 
 def evaluate_protocol(
@@ -41,16 +34,10 @@ def evaluate_protocol(
 ) -> None:
     """Measure and print; with `{fold}` in `run` each fold is measured with a run of its own."""
     source = open_heterogeneous(data)
-    model, result, left_out = measure_protocol(
-        run,
-        source,
-        preprocessing=preprocessing,
-        settings=settings,
-        flip=flip,
-        seed=seed,
-        strict=strict,
-        device=device,
-    )
+    load = partial(load_model, preprocessing=preprocessing, device=device, settings=settings)
+    model, result, left_out, note = measure_protocol(run, source, load, flip=flip, seed=seed, strict=strict)
+    if note:
+        Console(stderr=True).print(note, soft_wrap=True, markup=False)
     say_skipped(left_out)
     name, title = model_names(model)
     if as_json:
@@ -61,65 +48,6 @@ def evaluate_protocol(
     out.print(_table(f"{title} on {source.title}", result, published_table(source.protocol.name)))
     for line in _remarks(result, source):
         out.print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-def measure_protocol(
-    run: Path,
-    source: Heterogeneous,
-    *,
-    preprocessing: str | None,
-    settings: Sequence[str] | None,
-    flip: bool,
-    seed: int,
-    strict: bool,
-    device: str,
-) -> tuple[Model, HeterogeneousFigures, list[Skipped]]:
-    """The figures of all folds that `run` may be measured on, the last model, and what the figures leave out."""
-    folds = list(source.folds if source.chosen is None else (source.chosen,))
-    if FOLD not in str(run):
-        folds = _fair_folds(run, source, folds)
-    figures: list[FoldFigures] = []
-    left_out: dict[Skipped, None] = {}
-    for path, numbers in _runs(run, folds):
-        model = load_model(path, preprocessing, device, settings)
-        test = open_test(source, numbers, size=model_input_size(model), strict=strict)
-        left_out |= dict.fromkeys(test.left_out)
-        with progress_callback(f"{source.title}: embedding") as progress:
-            figures += evaluate_folds(model, test, flip=flip, seed=seed, progress=progress)
-    return model, HeterogeneousFigures(source.title, source.simulation is not None, figures), list(left_out)
-
-
-def _runs(run: Path, folds: list[int]) -> Iterator[tuple[Path, list[int]]]:
-    """Which run is measured on which folds."""
-    if FOLD not in str(run):
-        yield run, folds
-    else:
-        for fold in folds:
-            yield Path(str(run).replace(FOLD, str(fold))), [fold]
-
-
-def _fair_folds(run: Path, source: Heterogeneous, folds: list[int]) -> list[int]:
-    """The folds whose test people a run did not train on, as far as its record says."""
-    record = Run(run)
-    if not record.record_file.is_file():
-        return folds
-    trained = source.trained_fold(record.read_record().get("data", {}).get("name", ""))
-    if trained is None or folds == [trained]:
-        return folds
-    if source.chosen is not None:
-        raise DataError(
-            f"{run} was trained on fold {trained}, whose training people are partly the test people of fold "
-            f"{source.chosen}: that would measure memory. Train on fold {source.chosen}, or evaluate fold {trained}"
-        )
-    if trained not in folds:
-        raise DataError(f"{run} was trained on fold {trained}, which {source.root} does not have complete")
-    Console(stderr=True).print(
-        f"{run} was trained on fold {trained}, so fold {trained} alone is measured: its people are in other folds' "
-        f"tests. For all folds train one run each, and evaluate RUNS/fold{FOLD}",
-        soft_wrap=True,
-        markup=False,
-    )
-    return [trained]
 
 
 def _table(title: str, result: HeterogeneousFigures, published: dict[str, Any]) -> Table:

@@ -12,8 +12,7 @@ import yaml
 from rich.table import Table
 
 from ppfr.cli.app import DeviceOption, FlipOption, SeedOption, StrictOption, app, out, say_skipped
-from ppfr.data.faceset import FaceSet
-from ppfr.evaluation.evaluate import open_evaluation
+from ppfr.evaluation.evaluate import open_test_faces
 from ppfr.evaluation.tradeoff import measure_tradeoff, payload_grid
 from ppfr.methods.common.files import load_method
 from ppfr.reports.figures import save_tradeoff_plot
@@ -45,9 +44,7 @@ def tradeoff(
     """
     method = load_method(run).to(device)
     grid = payload_grid(method, _axes(sweep) if sweep else None)
-    faces = open_evaluation(data, size=method.input_size[0], strict=strict, seed=seed)
-    if not isinstance(faces, FaceSet):
-        raise DataError(f"{data} is a list of pairs; give faces with identities")
+    faces = open_test_faces(data, size=method.input_size[0], strict=strict, seed=seed)
     say_skipped(faces.skipped)
     with progress_callback(f"{method.info.name}: {len(grid)} settings") as progress:
         result = measure_tradeoff(method, faces, grid, flip=flip, seed=seed, progress=progress)

@@ -10,11 +10,9 @@ import typer
 from rich.table import Table
 
 from ppfr.cli.app import SeedOption, StrictOption, app, out, say_skipped
-from ppfr.data.faceset import FaceSet
 from ppfr.evaluation.codings import measure_codings
-from ppfr.evaluation.evaluate import PAIRS, open_evaluation
+from ppfr.evaluation.evaluate import PAIRS, open_test_faces
 from ppfr.methods.common.files import load_method
-from ppfr.util.errors import DataError
 from ppfr.util.files import atomic_write
 from ppfr.util.progress import progress_callback
 
@@ -39,9 +37,7 @@ def wire_table(
     record = []
     for run in runs:
         method = load_method(run)
-        faces = open_evaluation(data, size=method.input_size[0], strict=strict, seed=seed)
-        if not isinstance(faces, FaceSet):
-            raise DataError(f"{data} is a list of pairs; give faces with identities")
+        faces = open_test_faces(data, size=method.input_size[0], strict=strict, seed=seed)
         say_skipped(faces.skipped)
         with progress_callback(f"{method.info.name}: codings") as progress:
             costs = measure_codings(method, faces, coding, genuine=pairs, impostor=pairs, seed=seed, progress=progress)

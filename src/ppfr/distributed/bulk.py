@@ -63,6 +63,8 @@ class BulkJob:
         self.ranks.on_first(lambda: self._claim(lock, {**plan, "chunk": self.chunk}))
         try:
             yield
+            # others may still read the parts
+            self.ranks.barrier()
             if self.ranks.first:
                 self.remove()
         finally:

@@ -35,6 +35,11 @@ BATCH_SIZE = 32
 PAIRS = 3000
 
 
+def model_input_size(model: Model) -> int:
+    """Height and width of the crops that a model is given; a recogniser fits them to its own size."""
+    return model.input_size[0] if isinstance(model, Method) else FACE_SIZE
+
+
 def embed_faces(
     model: Model,
     faces: FaceSet | Images,
@@ -106,6 +111,14 @@ def open_evaluation(
     if holds_splits(source):
         return open_splits(source, size=size, strict=strict, seed=seed)[1]
     return open_faces(source, size=size, strict=strict)
+
+
+def open_test_faces(source: Source, *, size: int = FACE_SIZE, strict: bool = False, seed: int = 0) -> FaceSet:
+    """The labelled test set of a source; raises DataError for pairs without identities, and as `open_evaluation`."""
+    faces = open_evaluation(source, size=size, strict=strict, seed=seed)
+    if not isinstance(faces, FaceSet):
+        raise DataError(f"{source} is a list of pairs; give faces with identities")
+    return faces
 
 
 def evaluate_pairs(
