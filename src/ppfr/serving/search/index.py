@@ -24,22 +24,22 @@ _QUERIES = 64
 # pairs of a template and a query whose scores are computed in full together
 _PAIRS = 16384
 _LEVELS = 127
-# the integer kernels want unsigned templates: this stands for 0
-_ZERO = 128
+# queries are unsigned with 7 bits, so that no pair of products overflows the 16 bits of processors without VNNI
+_QUERY_LEVELS, _QUERY_ZERO = 63, 64
 # a value is (high + low / 256) times its row's scale
 _FINE = 256
-# the scan of a block by integer products: scores (R,Q) but for the queries' scale, and where they reach `least`
+# the scan of a block by integer products: scores (Q,R) but for the queries' scale, and where they reach `least`
 _SCAN = f"""
 <ir_version: 8, opset_import: ["": 17]>
-scan (uint8[R,W] templates, float[R,1] scale, int8[W,Q] queries, float[1,Q] least)
-    => (float[R,Q] scores, int64[2,N] found) <uint8 zero = {{{_ZERO}}}>
+scan (uint8[Q,D] queries, int8[D,R] templates, int32[R] offset, float[R] scale, float[Q,1] least)
+    => (float[Q,R] scores, int64[2,N] found)
 {{
-    products = MatMulInteger(templates, queries, zero)
-    levels = Cast<to = {onnx.TensorProto.FLOAT}>(products)
+    products = MatMulInteger(queries, templates)
+    signed = Sub(products, offset)
+    levels = Cast<to = {onnx.TensorProto.FLOAT}>(signed)
     scores = Mul(levels, scale)
     enough = GreaterOrEqual(scores, least)
-    by_query = Transpose<perm = [1, 0]>(enough)
-    found = NonZero(by_query)
+    found = NonZero(enough)
 }}
 """
 
@@ -91,8 +91,6 @@ class ExactIndex:
         if size < 1:
             raise GalleryError(f"an index of templates of length {size}; expected at least 1")
         self.size = size
-        # integer products want whole vectors of the processor
-        self._width = -(-size // 64) * 64
         self._scan = _open_scan(threads)
         self._blocks: list[_Block] = []
         self._places: dict[str, int] = {}
@@ -105,11 +103,11 @@ class ExactIndex:
     @property
     def nbytes(self) -> int:
         """Bytes of the templates in memory."""
-        return sum(part.nbytes for block in self._blocks for part in block.parts)
+        return sum(block.nbytes for block in self._blocks)
 
     def add(self, keys: Sequence[str], templates: npt.ArrayLike) -> None:
         """As `Index.add`."""
-        units = self._padded(unit_templates(keys, templates, self.size))
+        units = unit_templates(keys, templates, self.size)
         with self._lock:
             fresh = [row for row, key in enumerate(keys) if key not in self._places]
             for row in sorted(set(range(len(keys))) - set(fresh)):
@@ -119,7 +117,7 @@ class ExactIndex:
             while first < len(fresh):
                 block, at = divmod(len(self._keys), _ROWS)
                 if block == len(self._blocks):
-                    self._blocks.append(_Block(self._width))
+                    self._blocks.append(_Block(self.size))
                 rows = fresh[first : first + _ROWS - at]
                 self._blocks[block].write(at, units[rows])
                 for row in rows:
@@ -139,15 +137,14 @@ class ExactIndex:
                 if place != len(self._keys):
                     # the last one takes the free place
                     block, row = divmod(place, _ROWS)
-                    for target, source in zip(self._blocks[block].parts, self._blocks[last].parts, strict=True):
-                        target[row] = source[at]
+                    self._blocks[block].copy_from(row, self._blocks[last], at)
                     self._keys[place] = moved
                     self._places[moved] = place
                 self._blocks[last].clear(at)
 
     def search(self, queries: npt.ArrayLike, limit: int) -> list[list[Match]]:
         """As `Index.search`."""
-        units = self._padded(unit_queries(queries, self.size, limit))
+        units = unit_queries(queries, self.size, limit)
         with self._lock:
             found: list[list[Match]] = []
             for first in range(0, len(units), _QUERIES):
@@ -162,31 +159,28 @@ class ExactIndex:
     def close(self) -> None:
         """Nothing is held outside this process."""
 
-    def _padded(self, units: Vectors) -> Vectors:
-        return np.pad(units, ((0, 0), (0, self._width - self.size)))
-
     def _search(self, units: Vectors, limit: int) -> list[list[Match]]:
         best = np.full((len(units), limit), -np.inf, np.float32)
         places = np.zeros((len(units), limit), np.int64)
-        scale = _scale(units)
-        levels = np.round(units / scale[:, None])
-        error = np.linalg.norm(units - levels * scale[:, None], axis=1)
-        queries = np.ascontiguousarray(levels.T.astype(np.int8))
+        scale = _scale(units, _QUERY_LEVELS)
+        levels = np.round(units / scale)
+        error = np.linalg.norm(units - levels * scale, axis=1, keepdims=True)
+        queries = (levels + _QUERY_ZERO).astype(np.uint8)
         for number, block in enumerate(self._blocks if limit else []):
             filled = min(_ROWS, len(self._keys) - number * _ROWS)
             if filled <= 0:
                 break
-            asked = {"templates": block.high[:filled], "scale": block.scale[:filled, None], "queries": queries}
-            doubt = error + block.error(filled)
-            # the worst of the best so far; at first, what the best scores of the scan are worth at least
-            floor = best[:, -1]
+            asked = {"queries": queries, "templates": block.high, "offset": block.offset, "scale": block.scale}
+            doubt = error + block.error
+            # the worst of the best so far; at first, of those that the scan takes for the best
+            floor = best[:, -1:]
             if not number:
-                (rough,) = self._scan.run(["scores"], asked | {"least": np.full_like(scale, np.inf)[None]})
-                nth = min(limit, filled)
-                floor = np.partition(rough.T, -nth, axis=1)[:, -nth] * scale - doubt
-            ((own, rows),) = self._scan.run(
-                ["found"], asked | {"least": ((floor - doubt) / scale).astype(np.float32)[None]}
-            )
+                (rough,) = self._scan.run(["scores"], asked | {"least": np.full_like(scale, np.inf)})
+                nth = filled - min(limit, filled)
+                top = np.argpartition(rough[:, :filled], nth, axis=1)[:, nth:]
+                floor = block.exact(top.ravel(), units.repeat(top.shape[1], 0)).reshape(top.shape).min(1, keepdims=True)
+            ((own, rows),) = self._scan.run(["found"], asked | {"least": ((floor - doubt) / scale).astype(np.float32)})
+            own, rows = own[rows < filled], rows[rows < filled]
             # in parts: where all templates are alike, all are looked at
             for first in range(0, len(own), _PAIRS):
                 part = slice(first, first + _PAIRS)
@@ -199,45 +193,54 @@ class ExactIndex:
 
 
 class _Block:
-    """Up to `_ROWS` templates as high and low bytes, a scale for each, and how much the high byte leaves out."""
+    """Up to `_ROWS` templates as high and low bytes, with a scale for each.
 
-    def __init__(self, width: int) -> None:
-        self.high = np.full((_ROWS, width), _ZERO, np.uint8)
-        self.low = np.zeros((_ROWS, width), np.int8)
+    High bytes lie value by value, as the products of a single query want them. `offset` is what the queries' zero adds
+    to the products, `error` how far a score of the scan can be off for what the high bytes leave out.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.high = np.zeros((size, _ROWS), np.int8)
+        self.low = np.zeros((_ROWS, size), np.int8)
+        self.offset = np.zeros(_ROWS, np.int32)
         self.scale = np.zeros(_ROWS, np.float32)
-        self.left = np.zeros(_ROWS, np.float32)
-        self.parts: tuple[npt.NDArray[Any], ...] = (self.high, self.low, self.scale, self.left)
+        self.error = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        return self.high.nbytes + self.low.nbytes + self.offset.nbytes + self.scale.nbytes
 
     def write(self, row: int, units: Vectors) -> None:
-        scale = _scale(units)
-        levels = units / scale[:, None]
+        scale = _scale(units, _LEVELS)
+        levels = units / scale
         high = np.round(levels)
         rows = slice(row, row + len(units))
-        self.high[rows] = high + _ZERO
+        self.high[:, rows] = high.T
         self.low[rows] = np.round((levels - high) * _FINE).clip(-128, 127)
-        self.scale[rows] = scale
-        self.left[rows] = np.linalg.norm(units - high * scale[:, None], axis=1) + 1e-4
+        self.offset[rows] = _QUERY_ZERO * high.sum(1)
+        self.scale[rows] = scale[:, 0]
+        self.error = max(self.error, float(np.linalg.norm(units - high * scale, axis=1).max()) + 1e-4)
+
+    def copy_from(self, row: int, other: _Block, at: int) -> None:
+        self.high[:, row], self.low[row] = other.high[:, at], other.low[at]
+        self.offset[row], self.scale[row] = other.offset[at], other.scale[at]
+        self.error = max(self.error, other.error)
 
     def clear(self, row: int) -> None:
-        self.high[row] = _ZERO
-        self.low[row] = self.scale[row] = self.left[row] = 0
-
-    def error(self, filled: int) -> float:
-        """How far a score of the scan can be off for what the high byte leaves out."""
-        return float(self.left[:filled].max()) + 2e-6
+        self.high[:, row] = self.low[row] = self.offset[row] = self.scale[row] = 0
 
     def exact(self, rows: _Places, units: Vectors) -> Vectors:
-        """Scores (N,) of rows (N,) with as many queries (N,W), in full."""
+        """Scores (N,) of rows (N,) with as many queries (N,D), in full."""
         values = self.low[rows].astype(np.float32)
         values /= _FINE
-        values += self.high[rows]
-        values -= _ZERO
+        values += np.ascontiguousarray(self.high.take(rows, axis=1).T)
         values *= units
         return np.asarray(values.sum(1) * self.scale[rows])
 
 
-def _scale(units: Vectors) -> Vectors:
-    return np.asarray(np.maximum(np.abs(units).max(1), 1e-12) / _LEVELS, np.float32)
+def _scale(units: Vectors, levels: int) -> Vectors:
+    """The scale (N,1) that brings the values of each row to at most `levels`."""
+    return np.asarray(np.maximum(np.abs(units).max(1, keepdims=True), 1e-12) / levels, np.float32)
 
 
 def _merged(
@@ -261,8 +264,6 @@ def _merged(
 def _open_scan(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # threads that wait for the next block would take the cores that all else needs
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     model = onnx.parser.parse_model(_SCAN).SerializeToString()
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
