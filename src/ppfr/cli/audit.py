@@ -62,9 +62,7 @@ def audit_command(
         Path | None,
         typer.Option("--out", help="Folder for card.json and card.html; outside of any repository: it shows faces."),
     ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Put the cards of several audits side by side instead.")
-    ] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Compare the cards of several audits instead.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card, or the comparison, as JSON.")] = False,
     settings: PayloadSettings = None,
     seed: SeedOption = 0,

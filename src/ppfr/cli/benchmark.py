@@ -68,17 +68,17 @@ def benchmark(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
     flip: FlipOption = True,
     keep_norms: Annotated[
-        bool, typer.Option("--keep-norms", help="IJB: images of a template weigh as much as their embeddings are long.")
+        bool, typer.Option("--keep-norms", help="IJB: weigh the images of a template by the norm of their embeddings.")
     ] = False,
     detector_scores: Annotated[
         bool,
-        typer.Option("--detector-scores", help="IJB: images of a template weigh as much as the detector was sure."),
+        typer.Option("--detector-scores", help="IJB: weigh the images of a template by the detector's score."),
     ] = False,
     preprocessing: PreprocessingOption = None,
     settings: PayloadSettings = None,
     seed: SeedOption = 0,
     strict: Annotated[
-        bool, typer.Option("--strict", help="A missing benchmark or a broken image ends the command.")
+        bool, typer.Option("--strict", help="Treat a missing benchmark or a broken image as an error.")
     ] = False,
     device: DeviceOption = "cpu",
 ) -> None:

@@ -38,17 +38,20 @@ def compare_command(
         typer.Option("--out", help="Folder for runs, cards and the report; outside of any repository: it shows faces."),
     ],
     teacher: Annotated[
-        Path | None, typer.Option(help="Public recogniser that teaches every method; none: labels.")
+        Path | None,
+        typer.Option(
+            help="Public recogniser that every method is distilled from; without one, methods are trained on labels."
+        ),
     ] = None,
     judge: Annotated[
         Path | None,
-        typer.Option(help="Public recogniser that identifies recovered images; none: that is not measured."),
+        typer.Option(help="Public recogniser that identifies recovered images; without one, this is not measured."),
     ] = None,
     own: Annotated[Path | None, typer.Option("--recogniser", help="The attackers' own public recogniser.")] = None,
     methods: Annotated[
         str | None, typer.Option(help="Only these methods, separated by commas, instead of the recipe's.")
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="For example 0,1,2, instead of the recipe's.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, for example 0,1,2, instead of the recipe's.")] = None,
     audit: Annotated[
         str | None, typer.Option(help="Profile of the audits instead of the recipe's; none for no audit.")
     ] = None,
@@ -66,7 +69,7 @@ def compare_command(
     strict: StrictOption = False,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Train, measure and attack many methods under one protocol. Repeat the command to go on after a stop.
+    """Train, measure and attack many methods under one protocol. Repeat the command to continue after a stop.
 
     ppfr compare quick --data DIR --teacher teacher.ckpt --judge judge.onnx --recogniser other.ckpt --out OUT
 

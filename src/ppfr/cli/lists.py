@@ -20,7 +20,7 @@ def methods_command(
     names: Annotated[list[str] | None, typer.Argument(help="Show these in full, with their options.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    """List the methods, a line each; or show some with their papers, departures, secrets and options."""
+    """List the methods; or show the named ones with paper, departures from it, secrets and options."""
     classes = [method_class(name) for name in names or method_names()]
     if as_json:
         infos = [cls.info for cls in classes]
@@ -38,7 +38,7 @@ def methods_command(
 
 def _show(cls: type[Method]) -> None:
     info = cls.info
-    out.print(f"[bold]{info.name}[/bold]  {info.title}{'' if info.protects else '  (protects nothing: an anchor)'}")
+    out.print(f"[bold]{info.name}[/bold]  {info.title}{'' if info.protects else '  (unprotected baseline)'}")
     lines = [("paper", info.paper), ("differs", info.departures), ("client secrets", ", ".join(info.secrets))]
     for name, option in cls.Options.model_fields.items():
         lines.append((f"options.{name} = {option.get_default(call_default_factory=True)!r}", option.description or ""))
@@ -51,7 +51,9 @@ def _show(cls: type[Method]) -> None:
 def recipes_command(
     name: Annotated[str | None, typer.Argument(help="Show one recipe in full.")] = None,
     profile: Annotated[str, typer.Option(help=f"Recipe profile: {', '.join(PROFILES)}.")] = "standard",
-    taught: Annotated[bool, typer.Option("--taught/--untaught", help="As with a teacher, or without one.")] = True,
+    taught: Annotated[
+        bool, typer.Option("--taught/--untaught", help="The recipe for training with a teacher, or without one.")
+    ] = True,
 ) -> None:
     """List the built-in recipes, or print one as YAML to start your own from."""
     if name is not None:

@@ -29,7 +29,7 @@ def quickstart(
     teacher: Annotated[
         Path | None,
         typer.Option(
-            help="Public recogniser to learn from: a checkpoint of TFace, AdaFace, InsightFace, CVLface, or ONNX."
+            help="Public recogniser to distil from: a checkpoint of TFace, AdaFace, InsightFace, CVLface, or ONNX."
         ),
     ] = None,
     judge: Annotated[
@@ -55,11 +55,10 @@ def quickstart(
     strict: StrictOption = False,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Train, measure and attack protected recognisers, and write one HTML report. Repeat it to go on after a stop.
+    """Train, measure and attack protected recognisers, and write one HTML report. Repeat it to continue after a stop.
 
     It is `ppfr compare quickstart` with defaults: without --data it uses synthetic faces; without --teacher it first
-    trains an unprotected recogniser that teaches the protected ones; without --judge identification from recovered
-    images is not measured.
+    trains an unprotected recogniser as teacher; without --judge identification from recovered images is not measured.
     """
     changes: dict[str, Any] = {"seeds": [seed]}
     if names is not None:

@@ -40,7 +40,7 @@ def train_command(
         typer.Option("--set", help="Change the recipe: KEY=VALUE, for example training.epochs=3. Repeatable."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out: same steps, same losses.")
+        bool, typer.Option("--resume", help="Continue the run in --out, with the same steps and losses.")
     ] = False,
     teacher_preprocessing: PreprocessingOption = None,
     strict: StrictOption = False,
@@ -58,7 +58,7 @@ def train_command(
     recipe = load_recipe(method_or_recipe, profile=profile, taught=known is not None, overrides=settings or [])
     sources = [DataSet(source=source) for source in data] if data else recipe.data
     if not sources:
-        raise DataError("no data to learn from: give --data DIR, or `data` in the recipe")
+        raise DataError("no training data: give --data DIR, or `data` in the recipe")
     if len(sources) > 1:
         recipe = recipe.model_copy(update={"data": sources})
     architecture = known.architecture if known is not None and known.backbone is not None else None
