@@ -46,13 +46,13 @@ def train_command(
     strict: StrictOption = False,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Train one method. With --teacher a public recogniser becomes a protected one; without, labels alone teach.
+    """Train one method. With --teacher it is distilled from a public recogniser; without, it is trained on labels.
 
     Under torchrun the processes share the work and take the same steps as one: `torchrun --nproc-per-node 8 -m ppfr
-    train ... --device cuda`. training.batch_size counts the images of all, the classes of the head are dealt out, and
-    training.head.sample_rate=0.1 trains on a sample of millions of them. SIGTERM or Ctrl-C writes a checkpoint and ends
-    with status 143; with --resume (which also starts a run where there is none yet) the run goes on, on any number of
-    processes. See docs/scaling.md.
+    train ... --device cuda`. training.batch_size counts the images of all processes, the classes of the head are
+    distributed, and training.head.sample_rate=0.1 trains on a sample of the classes. SIGTERM or Ctrl-C writes a
+    checkpoint and exits with status 143. --resume continues the run on any number of processes, or starts it if there
+    is none. See docs/scaling.md.
     """
     known = recogniser(teacher, teacher_preprocessing)
     recipe = load_recipe(method_or_recipe, profile=profile, taught=known is not None, overrides=settings or [])
