@@ -258,7 +258,7 @@ class TestNotMeasured:
         assert "Accuracy against likeness" in text and "Accuracy against leakage" not in text
         assert "likeness stands in for it, which is weaker evidence" in text
         assert text.count(NO_JUDGE) >= 3 and "No judge: identification not measured." in text
-        assert "0.90 0.80–0.95" in text
+        assert "0.90 0.80–0.95" in text and "— SSIM 0.90" in text
         (row,) = json.loads((tmp_path / "summary.json").read_text())
         assert row["leak"] is row["leak_rank1"] is row["worst"] is None and row["ssim"] == 0.9
         assert not re.search(r"\b(None|nan)\b", text)

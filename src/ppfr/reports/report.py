@@ -152,7 +152,9 @@ def _cells(row: Mapping[str, Any], summary: MethodSummary) -> list[Cell]:
     accuracy = wording.percent(row["pair_accuracy"])
     return [
         Cell(wording.plain(row["privacy"], 2)),
-        Cell(wording.percent(row["leak"]), wording.percent_range(wording.bounds(row, "leak"))),
+        Cell(wording.percent(row["leak"]), wording.percent_range(wording.bounds(row, "leak")))
+        if row["leak"] is not None or row["ssim"] is None
+        else Cell(wording.MISSING, f"SSIM {row['ssim']:.2f}"),
         Cell(
             accuracy if deviation is None else f"{accuracy} ± {100 * deviation:.1f}",
             wording.percent_range(wording.bounds(row, "accuracy")),
