@@ -139,7 +139,7 @@ def print_summary(summaries: Sequence[MethodSummary]) -> None:
     """Print one line a method, as in `summary.json`, and the verdicts."""
     printed = Printed(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("method", "accuracy (95 %)", "leak", "SSIM", "payload", "worst attack", "front"):
-        printed.add_column(heading, no_wrap=True)
+        printed.add_column(heading, overflow="fold")
     rows = summary_rows(summaries)
     for row in rows:
         printed.add_row(*_summary_cells(row))

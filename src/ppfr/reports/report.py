@@ -111,6 +111,7 @@ def _page(
         warnings=[
             *(f"{summary.label} failed: {failure}" for summary in summaries for failure in summary.failures),
             *unequal(cards),
+            *([f"{NO_JUDGE[0].upper()}{NO_JUDGE[1:]}."] if any(card.judge is None for card in cards) else []),
             *(f"left out: {line}" for line in skipped),
         ],
         headings=_HEADINGS,
