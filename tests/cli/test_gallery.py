@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from ppfr.cli import main
 from ppfr.serving.gallery.api_keys import Role
 from ppfr.serving.gallery.gallery import Gallery
 from ppfr.util.keyring import ENVIRONMENT, Keyring
+from support.commands import ppfr_command
 
 SIZE = 16
 Run = Callable[..., tuple[int, Any]]
@@ -49,12 +49,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url
     monkeypatch.delenv(ENVIRONMENT, raising=False)
 
     def command(*arguments: object) -> tuple[int, Any]:
-        monkeypatch.setattr("sys.argv", ["ppfr", "gallery", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = int(end.code or 0)
+        status = ppfr_command("gallery", *arguments)
         printed = capsys.readouterr()
         return status, json.loads(printed.out) if printed.out.startswith("{") else " ".join(printed.err.split())
 

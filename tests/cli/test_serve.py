@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ppfr.cli import main
 from ppfr.serving.gallery.gallery import Gallery
 from ppfr.util.keyring import ENVIRONMENT
+from support.commands import ppfr_command
 
 Run = Callable[..., tuple[int, str]]
 
@@ -23,12 +23,7 @@ def run(deployment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.delenv(ENVIRONMENT, raising=False)
 
     def command(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["ppfr", "serve", str(deployment), "--port", "0", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = int(end.code or 0)
+        status = ppfr_command("serve", deployment, "--port", 0, *arguments)
         printed = capsys.readouterr()
         return status, " ".join((printed.out + printed.err).split())
 

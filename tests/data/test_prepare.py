@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from ppfr.cli import main
 from ppfr.data.detection.align import template
 from ppfr.data.detection.detector import Detection, Detector
 from ppfr.data.detection.detectors import DETECTORS
@@ -33,6 +32,7 @@ from ppfr.data.preparation.prepare import Preparation, prepare
 from ppfr.data.sources import open_faces
 from ppfr.distributed.process_group import Ranks
 from ppfr.util.errors import DataError
+from support.commands import ppfr_command
 from support.processes import on_ranks
 
 
@@ -581,27 +581,19 @@ class TestCommandLine:
     def drawn(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(DETECTORS, "drawn", DrawnFaces)
 
-    def typed(self, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["ppfr", "prepare", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 0
-
-    def test_as_typed(self, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-        self.typed(monkeypatch, album, "--out", tmp_path / "out", "--format", "parquet", "--detector", "drawn")
+    def test_as_typed(self, album: Path, tmp_path: Path, capsys: Any):
+        options = ["--format", "parquet", "--detector", "drawn"]
+        assert ppfr_command("prepare", album, "--out", tmp_path / "out", *options) == 0
         told = capsys.readouterr().out
         assert "out.parquet: Parquet, 30 faces of 5 people from 34 photographs" in told
         assert "left out: 1 unreadable" in told and "not looked at: 1 files .txt" in told
 
-    def test_json(self, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    def test_json(self, album: Path, tmp_path: Path, capsys: Any):
         options = ["--faces", "all", "--size", 128, "--min-face", 10, "--workers", 2, "--json", "--detector", "drawn"]
-        self.typed(monkeypatch, album, "--out", tmp_path / "out.txt", *options)
+        assert ppfr_command("prepare", album, "--out", tmp_path / "out.txt", *options) == 0
         done = json.loads(capsys.readouterr().out)
         assert (done["format"], done["crops"], done["size"], done["smallest"]) == ("TFRecord", 35, 128, 10)
 
-    def test_an_unknown_detector(self, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-        monkeypatch.setattr(sys, "argv", ["ppfr", "prepare", str(album), "--out", str(tmp_path), "--detector", "dlib"])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 1
+    def test_an_unknown_detector(self, album: Path, tmp_path: Path, capsys: Any):
+        assert ppfr_command("prepare", album, "--out", tmp_path, "--detector", "dlib") == 1
         assert "unknown detector 'dlib'; expected one of yunet" in capsys.readouterr().err

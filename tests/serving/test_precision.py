@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,6 @@ import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
 import ppfr
-from ppfr.cli import main
 from ppfr.data.sources import open_splits
 from ppfr.methods import BackboneSpec, Method, Payload, create
 from ppfr.serving.deployment.export import export_method
@@ -25,6 +23,7 @@ from ppfr.serving.deployment.precision import measure_costs, parse_precisions, w
 from ppfr.serving.runtime.embedder import Embedder
 from ppfr.serving.runtime.protector import Protector
 from ppfr.util.errors import CheckpointError, MethodError
+from support.commands import ppfr_command
 
 FACES = "synthetic:people=12,images=4"
 # mean cosines of untrained networks, measured: float16 0.9999997, int8 0.979 (arcface) and 0.939 (partialface)
@@ -118,19 +117,12 @@ def test_why_there_is_no_bfloat16() -> None:
         onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def typed(monkeypatch: pytest.MonkeyPatch, *arguments: object, command: str = "export") -> object:
-    monkeypatch.setattr(sys, "argv", ["ppfr", command, *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return ended.value.code
-
-
 def test_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ppfr.save(build("arcface"), tmp_path / "run")
     settings = (tmp_path / "run", "--out", tmp_path / "out", "--precision", "float32,int8")
-    assert typed(monkeypatch, *settings) == 1
+    assert ppfr_command("export", *settings) == 1
     assert "give faces with --data" in capsys.readouterr().err
-    assert typed(monkeypatch, *settings, "--data", FACES) == 0
+    assert ppfr_command("export", *settings, "--data", FACES) == 0
     printed = capsys.readouterr()
     assert "warning: arcface protects nothing: what clients send is the picture" in " ".join(printed.err.split())
     told = printed.out
@@ -154,9 +146,9 @@ def test_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     gallery = f"sqlite:///{tmp_path}/gallery.db"
     options = ("--gallery", gallery, "--key-file", tmp_path / "gallery.key", "--init", "--port", "0")
     for precision in ("float32", "int8"):
-        assert typed(monkeypatch, tmp_path / "out", *options, "--precision", precision, command="serve") == 0
+        assert ppfr_command("serve", tmp_path / "out", *options, "--precision", precision) == 0
     assert "warning: arcface protects nothing" in " ".join(capsys.readouterr().err.split())
-    assert typed(monkeypatch, tmp_path / "out", *options, "--precision", "float16", command="serve") == 1
+    assert ppfr_command("serve", tmp_path / "out", *options, "--precision", "float16") == 1
     assert "embed.float16.onnx does not exist" in " ".join(capsys.readouterr().err.split())
     contract = Protector(tmp_path / "out" / "client").contract
     payload = Payload.from_bytes(message, contract.schema, contract=contract.id)

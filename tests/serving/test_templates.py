@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppfr.cli import main
 from ppfr.evaluation.metrics.unlinkability import chance_d_sys, d_sys
 from ppfr.serving.crypto.rotation import KeyedRotation
 from ppfr.serving.crypto.templates import ENVIRONMENT, TemplateKind, TemplateProtection
@@ -24,6 +23,7 @@ from ppfr.serving.service import Service, open_service
 from ppfr.transforms.template import TemplateKey, protect_template
 from ppfr.util.errors import GalleryError
 from ppfr.util.keyring import Keyring
+from support.commands import ppfr_command
 
 SIZE = 16
 # cosine above which two vectors are one; 16 numbers of strangers do not come near it
@@ -312,13 +312,8 @@ def server(deployment: Path, tmp_path: Path, keyring: Keyring, kind: str) -> Ite
     service.close()
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    monkeypatch.setattr("sys.argv", ["ppfr", "gallery", *map(str, arguments)])
-    status = 0
-    try:
-        main()
-    except SystemExit as end:
-        status = int(end.code or 0)
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    status = ppfr_command("gallery", *arguments)
     printed = capsys.readouterr()
     return status, printed.out if printed.out.startswith("{") else " ".join(printed.err.split())
 
@@ -330,7 +325,6 @@ def test_a_server_goes_on_while_its_gallery_is_reissued(
     deployment: Path,
     tmp_path: Path,
     keyring: Keyring,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     messages = [send(number) for number in range(3)]
@@ -340,12 +334,12 @@ def test_a_server_goes_on_while_its_gallery_is_reissued(
     url = f"sqlite:///{tmp_path}/gallery.db"
     common = ["--gallery", url, "--key-file", tmp_path / "gallery.key"]
     ours = [*common, "--template-key-file", tmp_path / "templates.key"]
-    assert run(monkeypatch, capsys, "check", *ours)[0] == 0
+    assert run(capsys, "check", *ours)[0] == 0
     if kind == "slerp":
-        status, told = run(monkeypatch, capsys, "reissue", *ours)
+        status, told = run(capsys, "reissue", *ours)
         assert status == 1 and "give --drop-templates" in told and server.gallery.faces.count() == 3
         ours.append("--drop-templates")
-    status, told = run(monkeypatch, capsys, "reissue", *ours, "--forget")
+    status, told = run(capsys, "reissue", *ours, "--forget")
     answer = json.loads(told)
     kept, removed = (3, 0) if kind == "rotated" else (0, 3)
     assert status == 0 and (answer["templates"], answer["templates removed"]) == (kept, removed)
@@ -364,9 +358,9 @@ def test_a_server_goes_on_while_its_gallery_is_reissued(
             told_again = service.verify_subject(message, f"person {number}")
             assert told_again is not None and told_again.similarity > 0.999
     newcomer.close()
-    assert run(monkeypatch, capsys, "check", *ours[:6])[0] == 0
+    assert run(capsys, "check", *ours[:6])[0] == 0
     Keyring.create().save(tmp_path / "other.key")
-    status, told = run(monkeypatch, capsys, "check", *common, "--template-key-file", tmp_path / "other.key")
+    status, told = run(capsys, "check", *common, "--template-key-file", tmp_path / "other.key")
     assert status == 1 and "which is not in the ring" in told
 
 
@@ -382,12 +376,12 @@ def test_a_template_key_may_come_from_the_environment(
     gallery.faces.enrol("Ada", torch.ones(SIZE))
     gallery.close()
     common = ["--gallery", url, "--key-file", tmp_path / "gallery.key"]
-    status, told = run(monkeypatch, capsys, "reissue", *common)
+    status, told = run(capsys, "reissue", *common)
     assert status == 1 and f"{ENVIRONMENT} holds one key, and there is none to go on to; expected NEW,OLD" in told
     monkeypatch.setenv(ENVIRONMENT, f"{new},{old}")
-    assert json.loads(run(monkeypatch, capsys, "reissue", *common)[1])["templates"] == 1
+    assert json.loads(run(capsys, "reissue", *common)[1])["templates"] == 1
     monkeypatch.setenv(ENVIRONMENT, new)
-    assert run(monkeypatch, capsys, "check", *common)[0] == 0
+    assert run(capsys, "check", *common)[0] == 0
 
 
 # --- Milvus ---------------------------------------------------------------------------------------------------------
@@ -416,7 +410,6 @@ def test_milvus_holds_neither_embeddings_nor_stored_templates_and_follows_a_reis
     deployment: Path,
     tmp_path: Path,
     keyring: Keyring,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     keyring.save(tmp_path / "gallery.key")
@@ -451,7 +444,7 @@ def test_milvus_holds_neither_embeddings_nor_stored_templates_and_follows_a_reis
 
     ours = ["--gallery", url, "--key-file", tmp_path / "gallery.key", "--template-key-file", tmp_path / "templates.key"]
     drop = ["--drop-templates"] if kind == "slerp" else []
-    assert run(monkeypatch, capsys, "reissue", *ours, *drop, "--forget")[0] == 0
+    assert run(capsys, "reissue", *ours, *drop, "--forget")[0] == 0
     newcomer = start()
     if kind == "slerp":
         assert len(newcomer.index) == 0 and newcomer.recognise(messages["person 0"]) == []
@@ -469,5 +462,5 @@ def test_milvus_holds_neither_embeddings_nor_stored_templates_and_follows_a_reis
     assert max(cosines(anew, old)) < SAME
     for service in (newcomer, server):
         service.close()
-    status, told = run(monkeypatch, capsys, "check", *ours, "--index", milvus)
+    status, told = run(capsys, "check", *ours, "--index", milvus)
     assert status == 0 and json.loads(told)["faces"] == 3

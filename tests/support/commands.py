@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from unittest import mock
@@ -21,8 +22,8 @@ FAST = [
 
 
 def ppfr_command(*arguments: object) -> int:
-    """Run `ppfr ARGUMENTS` in this process; returns the exit status."""
-    with mock.patch.object(sys, "argv", ["ppfr", *map(str, arguments)]):
+    """Run `ppfr ARGUMENTS` in this process; returns the exit status. What it sets in the environment ends with it."""
+    with mock.patch.object(sys, "argv", ["ppfr", *map(str, arguments)]), mock.patch.dict(os.environ):
         try:
             main()
         except SystemExit as end:
