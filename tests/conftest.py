@@ -68,13 +68,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-_SET_BY_LIBRARIES = ("PYTEST_", "TORCHINDUCTOR_", "TRITON_", "KMP_", "THP_")
+# what libraries add to the environment when they are imported is theirs
+_WATCHED = ("PPFR_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "OMP_", "HOME", "PATH", "TMPDIR")
 
 
 def process_state() -> dict[str, Any]:
     """What a test could change for those that come after it."""
     return {
-        **{name: value for name, value in os.environ.items() if not name.startswith(_SET_BY_LIBRARIES)},
+        **{name: value for name, value in os.environ.items() if name.startswith(_WATCHED)},
         "working directory": os.getcwd(),
         "torch": (
             torch.get_num_threads(),
