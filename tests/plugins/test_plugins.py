@@ -98,18 +98,18 @@ ATTACK = '''
 
 import torch.nn.functional as F
 
-from ppfr.attacks import Recovery, RecoveryAttack, Sees, ThreatModel, register
+from ppfr.attacks import Attack, Recovery, Sees, ThreatModel, register
 
 
 @register
-class Enlargement(RecoveryAttack):
+class Enlargement(Attack[Recovery]):
     name = "enlargement"
     title = "Enlargement"
 
     def needs(self, target, holds):
         return ThreatModel(sees=Sees.PAYLOAD)
 
-    def recover(self, attacker, payload):
+    def run(self, attacker, payload):
         images = next(tensor for tensor in payload.tensors.values() if tensor.ndim == 4 and tensor.shape[1] >= 3)
         enlarged = F.interpolate(images[:, :3].float(), size=attacker.input_size)
         return Recovery((enlarged / 2 + 0.5).clamp(0, 1))
