@@ -537,7 +537,7 @@ class TestRefusals:
         file = tmp_path / ".out.preparing" / "plan.json"
         kept = file.read_bytes()
         file.write_bytes(kept[:-5])
-        with pytest.raises(DataError, match=r"plan\.json: damaged .*; remove .*\.out\.preparing to begin anew"):
+        with pytest.raises(DataError, match=r"plan\.json: damaged .*; remove .*\.out\.preparing to start again"):
             run(source, tmp_path / "out", chunk=3)
         file.write_bytes(kept)
         assert run(source, tmp_path / "out", chunk=3).resumed_at == 34
