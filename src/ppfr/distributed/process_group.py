@@ -122,7 +122,7 @@ class Ranks:
 
 @contextmanager
 def joined(device: torch.device | str = "cpu") -> Iterator[Ranks]:
-    """Join the group that torchrun announced and leave it in the end: NCCL for GPUs, gloo for CPUs.
+    """Join torchrun's process group, and leave it at the end: NCCL for GPUs, gloo for CPUs.
 
     Without torchrun, or inside a group that is joined already, nothing is joined and nothing left. Returns when all
     ranks are there.

@@ -16,7 +16,7 @@ from ppfr.heads.registry import build_head
 from ppfr.util.errors import MethodError
 
 # rows of a kernel drawn at once: the stream of normal numbers is the same in blocks of 16 values as in one piece
-_ROWS_DRAWN = 16
+_CHUNK = 16
 
 
 class ShardedHead(nn.Module):
@@ -196,7 +196,7 @@ def _draw_centres(size: int, classes: int, first: int, last: int, generator: tor
     start = 0
     while start < size:
         # the last piece must not be shorter than a block
-        stop = start + _ROWS_DRAWN if size - start >= 2 * _ROWS_DRAWN else size
+        stop = start + _CHUNK if size - start >= 2 * _CHUNK else size
         drawn = torch.empty(stop - start, classes).normal_(0.0, KERNEL_DEVIATION, generator=generator)
         centres[:, start:stop] = drawn[:, first:last].T
         start = stop

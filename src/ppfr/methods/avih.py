@@ -48,7 +48,7 @@ class AVIHOptions(MethodOptions):
 
 
 class KeyRecovery:
-    """Mean squared error of what the key network makes of a pattern (n,3,h,w), against its image (N,3,h,w) in [0,1]."""
+    """Mean squared error between the key network's output for a pattern (n,3,h,w) and its image (N,3,h,w) in [0,1]."""
 
     def __init__(self, key: Callable[[Tensor], Tensor], images: Tensor, weight: float) -> None:
         self.key, self.images, self.weight = key, images, weight
@@ -152,7 +152,7 @@ class AVIH(Method):
         return PayloadSchema(self.info.name, {"image": spec})
 
     def remarks(self) -> list[str]:
-        """Says how far the optimisation went."""
+        """States the number of updates of an image."""
         return [
             f"{self.options.iterations} updates an image (the paper takes 800 and more); images that share a key help "
             "to guess it (Jang et al., arXiv 2024)",
@@ -239,7 +239,7 @@ class AVIH(Method):
 
 
 def _build_key(options: AVIHOptions, generator: torch.Generator) -> UNet:
-    """A fresh key network, which begins with nearly grey images: errors of He's weights would drown the face."""
+    """A fresh key network, whose initial output is nearly grey: with He's weights the error would exceed the signal."""
     key = build_unet(in_channels=3, out_channels=3, width=options.key_width, generator=generator)
     last = key.last_layer
     assert last.bias is not None
@@ -250,6 +250,6 @@ def _build_key(options: AVIHOptions, generator: torch.Generator) -> UNet:
 
 
 def under_noise(faces: Tensor, generator: torch.Generator) -> Tensor:
-    """Faces (B,3,H,W) in [0,1] under noise that nearly hides them, in [0,1]: what the key network learns to undo."""
+    """Training input of the key network: faces (B,3,H,W) in [0,1] at low contrast with strong noise, in [0,1]."""
     noise = randn(faces.shape, generator, faces.device)
     return (0.5 + _FACE * (faces - 0.5) + _NOISE * noise).clamp(0, 1)

@@ -59,7 +59,7 @@ class PixelNoise(nn.Module):
 
 
 class Constants(nn.Module):
-    """What stands in the place of suppressed values: a learned image (3,H,W), at first mid-grey."""
+    """Replacement of suppressed values: a learned image (3,H,W), initially mid-grey."""
 
     kept: Tensor
 
@@ -136,7 +136,7 @@ class Cloak(Method):
         return PayloadSchema(self.info.name, {"image": spec})
 
     def remarks(self) -> list[str]:
-        """States how much noise training arrived at."""
+        """States the mean scale of the learned noise."""
         kept = self.client.constants.kept
         deviation = float(self.client.noise.scales().detach()[kept].mean()) if bool(kept.any()) else 0.0
         share = 1 - float(kept.float().mean())

@@ -178,7 +178,7 @@ class CPGAN(Method):
 
     @property
     def verdict(self) -> str:
-        """How the contest ended, or which side has collapsed."""
+        """Outcome of the adversarial training: the adversary's error, or which side has collapsed."""
         error, spread = float(self.client.adversary_error), float(self.client.code_spread)
         if error < 0:
             return "the contest has not begun"
@@ -192,7 +192,7 @@ class CPGAN(Method):
         return f"neither side has collapsed: {seen}"
 
     def remarks(self) -> list[str]:
-        """Says how the contest ended, and what that does not say."""
+        """States the outcome of the adversarial training, and its limits as evidence."""
         return [f"{self.verdict}; another adversary may do better", *super().remarks()]
 
     def _protect(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

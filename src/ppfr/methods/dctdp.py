@@ -111,7 +111,7 @@ class DCTDP(Method):
         return PayloadSchema(self.info.name, {"channels": TensorSpec(shape, "noisy frequencies 1..63, colour-major")})
 
     def remarks(self) -> list[str]:
-        """States the privacy budget, and what it does not say."""
+        """States the privacy budget and its limits."""
         epsilon = self.options.epsilon
         if math.isinf(epsilon):
             return ["epsilon is infinite: no noise, no privacy", *super().remarks()]

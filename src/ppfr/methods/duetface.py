@@ -307,10 +307,10 @@ class DuetFace(Method):
 
 
 def low_channels(images: Tensor) -> Tensor:
-    """What stays on the client: 30 channels (B,30,H,W), colour-major."""
+    """The low-frequency channels that stay on the client, (B,30,H,W), colour-major."""
     return block_dct(images, CLIENT_FREQUENCIES).float().flatten(1, 2)
 
 
 def high_channels(images: Tensor) -> Tensor:
-    """What travels: 162 channels (B,162,H,W), colour-major."""
+    """The high-frequency channels that are sent, (B,162,H,W), colour-major."""
     return block_dct(images, SERVER_FREQUENCIES).float().flatten(1, 2)

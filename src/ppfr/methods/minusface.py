@@ -1,4 +1,4 @@
-"""MinusFace: what a generator cannot explain of a face, shuffled, travels (Mi et al., CVPR 2024)."""
+"""MinusFace: the shuffled residue of a generator's reconstruction travels (Mi et al., CVPR 2024)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class MinusFaceOptions(MethodOptions):
 
 
 class ResidueClient(nn.Module):
-    """The client: all 192 block-DCT channels minus what the generator makes of them."""
+    """The client: the residue of all 192 block-DCT channels after the generator's reconstruction."""
 
     def __init__(self, width: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class ResidueClient(nn.Module):
         return residues
 
     def generate(self, coefficients: Tensor) -> Tensor:
-        """What the generator makes of coefficients (B,192,H,W), of the same shape."""
+        """The generator's reconstruction of coefficients (B,192,H,W), of the same shape."""
         # the residue is a small difference of large numbers: bfloat16 would drown it
         with torch.autocast(coefficients.device.type, enabled=False):
             made: Tensor = functional_call(self.generator, self._folded(), (coefficients,))
@@ -101,7 +101,7 @@ class ResidueClient(nn.Module):
 
 @torch.no_grad()
 def copy_brightness(generator: UNet) -> None:
-    """Let a fresh U-Net begin as a copy of its three DC channels: the blurred image, with nothing else in the output.
+    """Initialise a U-Net so that it copies its three DC channels, the blurred image, and outputs zero elsewhere.
 
     Each channel passes as its positive and its negative part, for ReLU keeps only one. Stage 1 then starts with almost
     no reconstruction error, and training goes into what it is for: which details the residue keeps.
@@ -240,7 +240,7 @@ class ImageServer(nn.Module):
         self.backbone = backbone
 
     def trunk_input(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """What the backbone's first layer sees."""
+        """Input of the backbone's first layer."""
         scaled: Tensor = self.scale(centred(tensors))
         return scaled
 

@@ -86,7 +86,7 @@ class Obfuscators(Method):
         return STRENGTHS[self.options.kind] if given is None else given
 
     def remarks(self) -> list[str]:
-        """Says which obfuscation was measured."""
+        """States the obfuscation and its strength."""
         trained = f"recogniser trained on {self.options.train_on} images"
         return [f"{self.options.kind} of strength {self.strength:g}; {trained}", *super().remarks()]
 
@@ -94,7 +94,7 @@ class Obfuscators(Method):
         return {"image": to_levels(self.obfuscate(images.float())).byte()}
 
     def obfuscate(self, images: Tensor) -> Tensor:
-        """What the options ask for, done to images (B,3,H,W) in [-1,1], before rounding to 8 bits."""
+        """Obfuscate images (B,3,H,W) in [-1,1] by the chosen kind and strength, before rounding to 8 bits."""
         kind, strength = self.options.kind, self.strength
         if kind == "gaussian":
             return gaussian_blur(images, strength, max(GAUSSIAN_KERNEL, 2 * math.ceil(3 * strength) + 1))

@@ -140,7 +140,7 @@ class PartialFace(Method):
         return ProtectGraph(apply, self.info.secrets, (Draw("kind", "choice", (1,), SUBSETS * ORDERS),))
 
     def hypotheses(self) -> list[Hypothesis]:
-        """The 18 combinations of subset and order, for one who knows the table but not the draw."""
+        """The 18 combinations of subset and order, for an attacker who knows the table but not the draw."""
 
         def apply(images: Tensor, frequencies: list[int]) -> dict[str, Tensor]:
             return {"channels": block_dct(images, frequencies).flatten(1, 2)}

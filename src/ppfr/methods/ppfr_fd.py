@@ -50,7 +50,7 @@ class PPFRFDOptions(MethodOptions):
 
 
 class ChannelGates(nn.Module):
-    """The learned choice: a probability for each channel, drawn as 0 or 1 for each image, with gradients.
+    """Learned channel selection: Bernoulli gates per image and channel with straight-through gradients.
 
     A channel whose gate is 0 is missing entirely: the network cannot compensate for it by larger weights.
     """
@@ -73,7 +73,7 @@ class ChannelGates(nn.Module):
         self.visibility.copy_(amplitude / amplitude.sum())
 
     def probabilities(self) -> Tensor:
-        """How likely each channel is to travel (192,); 0 for those that are no candidates."""
+        """Probability of each channel to be sent (192,); 0 for those that are no candidates."""
         return torch.sigmoid(self.logit) * self.candidate
 
     def forward(self, count: int, generator: torch.Generator) -> Tensor:
@@ -122,12 +122,12 @@ class MaskingClient(nn.Module):
         return block_dct(images, frequencies).float().flatten(1, 2)[:, rows]
 
     def forward(self, images: Tensor) -> Tensor:
-        """What is sent (B,n,H,W): each channel of each image has mean 0 and deviation 1."""
+        """The payload's channels (B,n,H,W), each of mean 0 and deviation 1 in each image."""
         assert self.order is not None and self.weights is not None
         return self.mask(self.select(images), self.order.to(images.device), self.weights.to(images.device))
 
     def mask(self, selected: Tensor, order: Tensor, weights: Tensor) -> Tensor:
-        """What is sent of selected channels (B,n,H,W), with a shuffle (n,) and shares (n,)."""
+        """Shuffle, mix and normalise selected channels (B,n,H,W) by an order (n,) and shares (n,)."""
         channels = self.scale(selected).index_select(1, order)
         share = weights[:, None, None]
         mixed = share * channels + (1 - share) * channels.roll(-1, 1)

@@ -1,4 +1,4 @@
-"""PRO-Face C: a blurred image travels, with feature maps of what the blur took away (IEEE TIFS 2024)."""
+"""PRO-Face C: a blurred image travels, with feature maps of the residual that the blur removed (IEEE TIFS 2024)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ProFaceCOptions(MethodOptions):
 
 
 class ResidualClient(nn.Module):
-    """The client: a MobileFaceNet looks at what the blur removed; its features become a map for each server stage."""
+    """The client: a MobileFaceNet on the residual of the blur; its features become a map for each server stage."""
 
     permutations: Tensor | None
 
@@ -97,7 +97,7 @@ class ResidualClient(nn.Module):
 
 
 def _silent(channels: int, out: int) -> nn.Conv2d:
-    """A 1x1 convolution that begins as zero: the server begins as the recogniser it was."""
+    """A 1x1 convolution with zero weights, so that the server is initially the unchanged recogniser."""
     with torch.device("meta"):
         interface = nn.Conv2d(channels, out, 1)
     interface.to_empty(device="cpu")

@@ -89,7 +89,7 @@ class SlerpFace(Method):
         return self.with_options(seed=draw_seed(torch.Generator().manual_seed(seed)))
 
     def remarks(self) -> list[str]:
-        """Says whose payload travels."""
+        """States the number of kept dimensions and the method whose payload travels."""
         kept = int(self.key.kept.sum())
         return [
             f"protects stored templates, {kept} of {len(self.key.kept)} dimensions kept; what travels is the payload "

@@ -1,4 +1,4 @@
-"""What every recognition backbone has in common: a stem, blocks in four stages, and an output layer."""
+"""Base class of recognition backbones: a stem, blocks in four stages, and an output layer."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def stem(self, x: Tensor) -> Tensor:
-        """What comes before the first block."""
+        """Features (B,C,H,W) before the first block."""
 
     @abstractmethod
     def output(self, x: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from ppfr.distributed.process_group import Ranks
 from ppfr.networks import Recogniser
 from ppfr.util.progress import track
 
-_BATCH = 64
+# images that are embedded at a time; bounds memory
+_CHUNK = 64
 
 
 @torch.no_grad()
@@ -23,9 +24,9 @@ def teacher_targets(teacher: Recogniser, faces: FaceSet, ranks: Ranks = Ranks())
     Ranks embed every `world`-th batch each and get all.
     """
     targets = torch.zeros(len(faces), teacher.embedding_size)
-    starts = range(0, len(faces), _BATCH)[ranks.rank :: ranks.world]
+    starts = range(0, len(faces), _CHUNK)[ranks.rank :: ranks.world]
     for first in track(starts, f"teacher {teacher.name}"):
-        rows = range(first, min(first + _BATCH, len(faces)))
+        rows = range(first, min(first + _CHUNK, len(faces)))
         images = to_tensor(faces.images(rows))
         targets[rows.start : rows.stop] = F.normalize(teacher.embed(images, flip=True))
     return ranks.sum_on_cpu_(targets)

@@ -134,7 +134,7 @@ def round_trip_matrix(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """The tridiagonal matrix K_u (size, size) from a line of pixels to what frequency u, 0..7, leaves of it.
+    """The tridiagonal matrix K_u (size, size) from a line of pixels to its reconstruction from frequency u, 0..7.
 
     `inverse_block_dct` after `block_dct` turns a plane X into the sum of K_v X K_u^T over the frequencies 8 * v + u
     that it is given. None is the sum of all K_u: what both leave of a line between them. Raises ShapeError.
