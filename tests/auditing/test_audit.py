@@ -201,6 +201,7 @@ def timeless(card: Card) -> dict[str, Any]:
     return card.model_dump(exclude={"times"})
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_a_card_and_another_one_stays_within_its_intervals(faces: Any, judge: Any) -> None:
     def coarse(images: Tensor) -> Tensor:
         return F.avg_pool2d(images, 12)
@@ -219,6 +220,7 @@ def test_a_seed_repeats_a_card_and_another_one_stays_within_its_intervals(faces:
     assert before.leak.low <= after.leak.value <= before.leak.high
 
 
+@pytest.mark.slow
 def test_chunks_give_the_same_card(faces: Any, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     method = client(lambda images: images)
     whole = run(method, faces, judge).card

@@ -195,6 +195,7 @@ def test_methods_and_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> N
     assert "method: duetface" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_quickstart_writes_summary_and_report_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["quickstart", "--data", TINY, "--methods", "arcface,partialface", "--out", tmp_path]
     arguments += ["--attacks", "linear-inversion"]

@@ -176,6 +176,7 @@ def on_real_lists(shared: Path) -> SimulatedProtocol:
 
 
 class TestRealLists:
+    @pytest.mark.slow
     def test_lists_stay_as_they_are_and_the_first_lines_get_images(
         self, on_real_lists: SimulatedProtocol, shared: Path, tmp_path: Path
     ) -> None:

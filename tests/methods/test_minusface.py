@@ -173,6 +173,7 @@ def generator_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_stage_that_starts_from_a_run_equals_one_long_run(generator_run: Path, tmp_path: Path) -> None:
     whole = train(minusface(), recipe(), faces(), Run(tmp_path / "whole")).state_dict()
     second = recipe(start_from=str(generator_run), only_stages=["recogniser"])

@@ -109,6 +109,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 SLOW = {
+    "moving statistics",
     "dropout in the network",
     "whole head of norms",
     "softmax, no clipping",
@@ -202,6 +203,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path, before: int,
     assert not list(broken.folder.glob("*checkpoint*"))
 
 
+@pytest.mark.slow
 def test_a_sample_of_classes_learns(tmp_path: Path) -> None:
     training = {
         "epochs": 8,
