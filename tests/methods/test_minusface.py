@@ -14,13 +14,13 @@ from torch import Tensor
 
 import ppfr
 from ppfr.data.faceset import FaceSet
-from ppfr.distributed.process_group import Ranks
 from ppfr.methods import Method
 from ppfr.methods.common.files import load_method
 from ppfr.methods.common.parts import InputScale
 from ppfr.methods.minusface import CHANNELS, DC, ResidueClient, all_channels, decode_shuffled, inverse
 from ppfr.recipes.recipe import Recipe, StageSettings
-from ppfr.training import trainer as trainer_module
+from ppfr.training import start as start_module
+from ppfr.training.job import TrainingJob
 from ppfr.training.loop import train
 from ppfr.training.optimizer import build_optimizer
 from ppfr.training.run import Run
@@ -114,11 +114,10 @@ def test_a_start_sees_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_
         return plain(self, images)
 
     monkeypatch.setattr(ResidueClient, "forward", watched)
-    monkeypatch.setattr(trainer_module, "_LEAST_SAMPLE", 12)
+    monkeypatch.setattr(start_module, "_LEAST_SAMPLE", 12)
     method, run = minusface(), Run(tmp_path / "run")
     for index, stage in enumerate(method.stages()):
-        settings = (method, stage, index, recipe(), faces(), run, None, None, Ranks(), "cpu")
-        StageTrainer(*settings).initialise()
+        StageTrainer(TrainingJob(method, recipe(), faces(), run), stage, index).initialise()
         assert sum(count for count, _ in seen) >= 12
         assert max(count for count, _ in seen) <= 2 and not any(grad for _, grad in seen)
         seen.clear()

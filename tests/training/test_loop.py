@@ -12,12 +12,12 @@ import torch
 
 import ppfr
 from ppfr.data.faceset import FaceSet
-from ppfr.distributed.process_group import Ranks
 from ppfr.methods import Mixture, TrainingStep
 from ppfr.methods.common.files import MODEL_FILE, SECRETS_FILE
 from ppfr.networks import Preprocessing, Recogniser, build_backbone
 from ppfr.recipes.recipe import Dropout, Recipe, Schedule, StageSettings
 from ppfr.training import trainer as trainer_module
+from ppfr.training.job import TrainingJob
 from ppfr.training.loop import train
 from ppfr.training.optimizer import build_optimizer, rate_factor
 from ppfr.training.run import Run
@@ -278,7 +278,7 @@ def test_a_mixture_is_the_weighted_sum_of_its_people(tmp_path: Path, monkeypatch
     targets = torch.nn.functional.normalize(torch.randn(24, 16, generator=torch.Generator().manual_seed(1)))
     system = method("arcface")
     (stage,) = system.stages()
-    trainer = StageTrainer(system, stage, 0, settings, faces(), Run(tmp_path), None, targets, Ranks(), "cpu")
+    trainer = StageTrainer(TrainingJob(system, settings, faces(), Run(tmp_path), targets=targets), stage, 0)
     embedding = torch.randn(4, 16, generator=torch.Generator().manual_seed(2))
     labels, indices = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 6, 12, 18])
     rows = torch.tensor([[0, 1], [1, 3], [2, 2], [3, 0]])
@@ -289,7 +289,7 @@ def test_a_mixture_is_the_weighted_sum_of_its_people(tmp_path: Path, monkeypatch
         monkeypatch.setattr(stage, "forward", lambda *_: TrainingStep(free, mixture=mixture))
         return trainer._step(0, torch.zeros(4, 3, 112, 112), labels, indices)
 
-    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
+    monkeypatch.setattr(trainer.updater.optimizer, "step", lambda: None)
     trivial = Mixture(torch.arange(4)[:, None], torch.ones(4, 1))
     assert step(trivial) == pytest.approx(step(None))
     found = step(Mixture(rows, weights))
@@ -319,7 +319,7 @@ def test_a_stage_gets_the_sample_it_asks_for(tmp_path: Path) -> None:
     names = [str(n) for n in range(450)]
     big = FaceSet("big", names, lambda index: np.zeros((len(index), 112, 112, 3), np.uint8), names=names)
     for data in (big, faces()):
-        trainer = StageTrainer(system, stage, 0, recipe("arcface"), data, Run(tmp_path), None, None, Ranks(), "cpu")
+        trainer = StageTrainer(TrainingJob(system, recipe("arcface"), data, Run(tmp_path)), stage, 0)
         trainer.initialise()
     # a set with fewer gives what it has, as often as the least sample asks
     assert sizes == [400, 144]

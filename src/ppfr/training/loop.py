@@ -15,6 +15,7 @@ from ppfr.methods.common.files import load_method, save_method
 from ppfr.networks import Recogniser
 from ppfr.recipes.recipe import Recipe
 from ppfr.training.distillation import teacher_targets
+from ppfr.training.job import TrainingJob
 from ppfr.training.run import Run
 from ppfr.training.trainer import StageTrainer
 from ppfr.util.errors import RecipeError
@@ -77,15 +78,14 @@ def _train(
     if state is not None:
         method.load_state_dict(state["method"])
         seconds, notes = float(state["seconds"]), dict(state["notes"])
+    job = TrainingJob(method, recipe, faces, run, teacher, targets, ranks, device)
     heads: dict[str, nn.Module] = {}
     for index, stage in enumerate(stages):
         if index not in chosen or (state and index < state["stage"]):
             continue
         stage_state = state if state and index == state["stage"] else None
         resumes = stage_state is not None
-        trainer = StageTrainer(
-            method, stage, index, recipe, faces, run, teacher, targets, ranks, device, heads, resumes=resumes
-        )
+        trainer = StageTrainer(job, stage, index, heads, resumes=resumes)
         if not resumes:
             notes[stage.name] = trainer.initialise()
         seconds = trainer.run_epochs(stage_state, seconds, notes)
