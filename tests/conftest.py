@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, settings
 
 from ppfr.auditing.card import (
     Audited,
+    AuditedFaces,
     Card,
     Control,
     Estimate,
-    Faces,
     Finding,
     FurtherEstimate,
     Network,
@@ -190,7 +190,7 @@ def card(
             settings={"bits": 8},
             sha256=None,
         ),
-        "faces": Faces(name="toy", people=40, photos=3, public_faces=100, public_people=50, synthetic=False),
+        "faces": AuditedFaces(name="toy", people=40, photos=3, public_faces=100, public_people=50, synthetic=False),
         "judge": Network(name="judge.onnx", sha256="a" * 64, preprocessing="RGB"),
         "recogniser": Network(name="own.ckpt", sha256="b" * 64),
         "teacher": None,

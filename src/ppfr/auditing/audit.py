@@ -15,7 +15,7 @@ from torch import Tensor
 from ppfr.attacks.base import Attack, Recovery, attack_class, attack_names, create_attack
 from ppfr.attacks.public_data import PublicFaces
 from ppfr.attacks.threat import Sees
-from ppfr.auditing.card import Audited, Card, Estimate, Faces, Network, Times, verdict, worst_finding
+from ppfr.auditing.card import Audited, AuditedFaces, Card, Estimate, Network, Times, verdict, worst_finding
 from ppfr.auditing.evidence import Audit, Evidence
 from ppfr.auditing.payload_pictures import describe_payload, payload_picture
 from ppfr.auditing.profiles import Profile, find_profile
@@ -250,8 +250,8 @@ def _audited(method: Method, model_sha256: str | None) -> Audited:
     )
 
 
-def _described(scene: Scene, test: FaceSet, public: PublicFaces, profile: Profile) -> Faces:
-    return Faces(
+def _described(scene: Scene, test: FaceSet, public: PublicFaces, profile: Profile) -> AuditedFaces:
+    return AuditedFaces(
         name=test.name,
         people=len(scene),
         photos=profile.photos,

@@ -157,7 +157,7 @@ class Network(CardPart):
         return f"{self.name} ({self.preprocessing})" if self.preprocessing else self.name
 
 
-class Faces(CardPart):
+class AuditedFaces(CardPart):
     """Whose faces were used: the attacked, their other photos, and those of other people the attacker has."""
 
     name: str
@@ -185,7 +185,7 @@ class Card(CardPart):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     method: Audited
-    faces: Faces
+    faces: AuditedFaces
     judge: Network | None = Field(description="who identified recovered images; None: nobody did")
     recogniser: Network | None
     teacher: Network | None

@@ -33,16 +33,16 @@ IMAGES_FOLDER, LISTS_FOLDER = "loose_crop", "meta"
 _CHUNK = 1024
 
 
-class Subjects(NamedTuple):
+class TemplateSubjects(NamedTuple):
     """Templates (T,) of a gallery or of probes, and the subject (T,) of each."""
 
     templates: Indices
     subjects: Indices
 
-    def only(self, known: Indices) -> Subjects:
+    def only(self, known: Indices) -> TemplateSubjects:
         """Those whose template is among `known`."""
         kept = np.isin(self.templates, known)
-        return Subjects(self.templates[kept], self.subjects[kept])
+        return TemplateSubjects(self.templates[kept], self.subjects[kept])
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class IjbLists:
     first: Indices
     second: Indices
     same: npt.NDArray[np.bool_]
-    galleries: dict[str, Subjects]
-    probes: Subjects | None
+    galleries: dict[str, TemplateSubjects]
+    probes: TemplateSubjects | None
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class IjbTest:
     faces: FaceSet
     rows: Indices
     pairs: Indices
-    galleries: dict[str, Subjects]
-    probes: Subjects | None
+    galleries: dict[str, TemplateSubjects]
+    probes: TemplateSubjects | None
     lost: list[Skipped]
 
     @property
@@ -198,7 +198,7 @@ def _read_pairs(path: Path, known: Indices) -> tuple[Indices, Indices, npt.NDArr
     return first, second, label == 1
 
 
-def _read_subjects(path: Path, known: Indices) -> Subjects:
+def _read_subjects(path: Path, known: Indices) -> TemplateSubjects:
     """Templates in rising order with their subjects; a template has a line for each of its images."""
     owner: dict[int, int] = {}
     rows = csv.reader(line for _, line in _lines(path))
@@ -222,7 +222,7 @@ def _read_subjects(path: Path, known: Indices) -> Subjects:
         raise DataError(f"{path}: no templates")
     templates, subjects = np.array(sorted(owner.items()), np.int64).T
     _check_known(path, templates, known)
-    return Subjects(templates, subjects)
+    return TemplateSubjects(templates, subjects)
 
 
 def _check_known(path: Path, templates: Indices, known: Indices) -> None:
