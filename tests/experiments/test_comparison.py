@@ -138,7 +138,7 @@ def test_sigterm_ends_the_comparison_not_the_method(
     monkeypatch.setattr(ArcFace, "stages", stopped)
     folder = tmp_path / "out"
     assert ppfr_command("compare", recipe, "--data", TINY, "--out", folder) == EXIT_STATUS
-    assert "repeat the command to go on" in capsys.readouterr().err
+    assert "repeat the command to continue" in capsys.readouterr().err
     assert not (folder / "runs" / "all-channels-seed0").exists()
 
 

@@ -377,7 +377,7 @@ def test_a_template_key_may_come_from_the_environment(
     gallery.close()
     common = ["--gallery", url, "--key-file", tmp_path / "gallery.key"]
     status, told = run(capsys, "reissue", *common)
-    assert status == 1 and f"{ENVIRONMENT} holds one key, and there is none to go on to; expected NEW,OLD" in told
+    assert status == 1 and f"{ENVIRONMENT} holds only one key; expected NEW,OLD" in told
     monkeypatch.setenv(ENVIRONMENT, f"{new},{old}")
     assert json.loads(run(capsys, "reissue", *common)[1])["templates"] == 1
     monkeypatch.setenv(ENVIRONMENT, new)

@@ -77,7 +77,7 @@ def test_a_file_is_fetched_once(server: Server, tmp_path: Path):
 @pytest.mark.parametrize("ranges", [True, False])
 def test_what_broke_goes_on(server: Server, tmp_path: Path, ranges: bool):
     server.breaks_after, server.ranges = 100_000, ranges
-    with pytest.raises(DataError, match=r"tiny%20model\.onnx: cannot be fetched .*call again to go on"):
+    with pytest.raises(DataError, match=r"tiny%20model\.onnx: cannot be fetched .*call again to continue"):
         fetch(server.url, SHA256, tmp_path / "model")
     assert not (tmp_path / "model").exists()
     assert (tmp_path / ".model.part").read_bytes() == CONTENT[:100_000]

@@ -44,7 +44,7 @@ class Profile:
             return []
         lines = [
             f"at most {self.budget.faces:,} public faces to learn from instead of {full.budget.faces:,}",
-            f"attacks that learn or descend take 1/{full.budget.effort / self.budget.effort:g} of their steps",
+            f"attacks that train or optimise take 1/{full.budget.effort / self.budget.effort:g} of their steps",
             f"{self.views} payloads instead of {full.views} for attackers who see several",
         ]
         if self.people is not None:

@@ -77,8 +77,8 @@ def audit_command(
     ppfr audit --compare CARDS/partialface CARDS/duetface --out CARDS
 
     Each attack states what its attacker sees, knows and has, and must also succeed on a weakened target (its control).
-    The score is that of the worst attack: 0 as the clear photo, 1 as guessing. No leak found is no proof. --compare
-    writes the same report as ppfr compare, from cards.
+    The score is that of the worst attack: 0 where it finds as many people as in clear photos, 1 where it only guesses.
+    An attack that failed is no proof of privacy. --compare writes the same report as ppfr compare, from cards.
     """
     if compare:
         _compare(runs, out_dir, as_json)

@@ -84,10 +84,10 @@ def benchmark(
 ) -> None:
     """Measure the benchmarks that papers report, beside the published figures.
 
-    LFW and its like give the 10-fold accuracy, RFW that of four groups, IJB the TPR at FPR 1e-4 (and from 1e-6 to 0.1,
-    and 1:N), heterogeneous protocols Rank-1 and VR at FAR over their folds. What is missing in --data is named and left
-    out; a benchmark that cannot be measured is named, the others are measured, and the exit status is 1. With --out the
-    files are written again after each benchmark.
+    LFW and similar sets give the 10-fold accuracy, RFW that of four groups, IJB the TPR at FPR 1e-4 (and from 1e-6 to
+    0.1, and 1:N), heterogeneous protocols Rank-1 and VR at FAR over their folds. Benchmarks that are missing in --data
+    are listed and left out; a benchmark that cannot be measured is named, the others are measured, and the exit status
+    is 1. With --out the files are written again after each benchmark.
     """
     wanted = suite_names(suite)
     found = find_suites(data, wanted)

@@ -117,7 +117,7 @@ def run_comparison(job: Comparison) -> list[MethodOutcome]:
     try:
         return job.run(write)
     except Interrupted as stopped:
-        console.print("the comparison was stopped; repeat the command to go on", soft_wrap=True)
+        console.print("the comparison was stopped; repeat the command to continue", soft_wrap=True)
         raise typer.Exit(EXIT_STATUS) from stopped
 
 

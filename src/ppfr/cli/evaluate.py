@@ -82,7 +82,7 @@ def evaluate(
     if isinstance(faces, FaceSet) and not holds_splits(data):
         Console(stderr=True).print(
             f"{data} names no test people, so all {len(faces.identities)} are verified: if the run trained on it, the "
-            "figures measure memory. Give a folder with train.csv and test.csv to test on people it never saw.",
+            "figures do not measure generalisation. Give a folder with train.csv and test.csv to test on other people.",
             soft_wrap=True,
             markup=False,
         )

@@ -89,6 +89,6 @@ def export(
 
 
 def warn_of(contract: Contract) -> None:
-    """Say so where a deployment protects nothing."""
+    """Warn of a method that does not protect."""
     if contract.warning is not None:
         Console(stderr=True).print(f"[bold yellow]warning:[/] {contract.warning}", soft_wrap=True)

@@ -225,7 +225,7 @@ def _with_key_to_renew_to(ring: Keyring, file: Path | None, in_use: dict[str, in
     if unknown:
         raise GalleryError(f"templates are under keys {unknown}, which are not in the ring of {ring.ids}")
     if file is None and len(ring.ids) == 1:
-        raise GalleryError(f"{variable} holds one key, and there is none to go on to; expected NEW,OLD")
+        raise GalleryError(f"{variable} holds only one key; expected NEW,OLD")
     if file is not None and set(in_use) <= {ring.current}:
         ring = ring.with_new_key()
         # before anything is under it

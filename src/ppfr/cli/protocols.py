@@ -95,10 +95,11 @@ def _remarks(result: HeterogeneousFigures, source: Heterogeneous) -> Iterator[st
         )
     for fold in result.folds:
         if fold.unmatched:
-            yield f"Fold {fold.fold}: {fold.unmatched} probes have no gallery photo of their person and count nowhere."
+            left_out = "have no gallery photo of their person and are left out of all figures"
+            yield f"Fold {fold.fold}: {fold.unmatched} probes {left_out}."
         if fold.unresolved:
             fars = ", ".join(f"{far:g}" for far in fold.unresolved)
-            yield f"Fold {fold.fold}: {fold.impostor:,} impostor comparisons do not resolve FAR {fars}."
+            yield f"Fold {fold.fold}: {fold.impostor:,} impostor comparisons are too few to measure FAR {fars}."
 
 
 def _span(numbers: list[int]) -> str:

@@ -89,7 +89,7 @@ def serve(
     for file in (key_file, template_key_file):
         if init and file is not None and not file.exists():
             Keyring.create().save(file)
-            out.print(f"{file}: a new key; without it the gallery's templates are lost", soft_wrap=True)
+            out.print(f"{file}: a new key; if it is lost, the gallery's templates are lost", soft_wrap=True)
     service = open_service(
         deployment,
         gallery,
@@ -142,5 +142,5 @@ def _page(client: Path, detector: Path | None, contract: str) -> Page:
     if page.detector is None:
         out.print("the page takes aligned crops only: `ppfr web-assets` fetches a detector")
     if page.secrets == "served":
-        out.print("the page hands the client's secrets to holders of an API key")
+        out.print("the page sends the client's secrets to every holder of an API key")
     return page

@@ -34,9 +34,9 @@ _TILE = 2048
 class FoldFigures:
     """How well the probes of one fold find their people; rates in [0, 1].
 
-    `people` are enrolled with `photos`, `unmatched` probes had nobody to find and count nowhere. `vr` maps each FAR
-    target to the verification rate; `unresolved` are the targets below one false accept among the `impostor`
-    comparisons, where the rate is that of no false accept at all.
+    `people` are enrolled with `photos`; `unmatched` probes had nobody to find and are left out of all figures.
+    `vr` maps each FAR target to the verification rate; `unresolved` are the targets below one false accept among the
+    `impostor` comparisons, where the rate is that of no false accept at all.
     """
 
     fold: int

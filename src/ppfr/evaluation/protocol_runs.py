@@ -76,7 +76,8 @@ def _fair_folds(run: Path, source: Heterogeneous, folds: list[int]) -> tuple[lis
     if source.chosen is not None:
         raise DataError(
             f"{run} was trained on fold {trained}, whose training people are partly the test people of fold "
-            f"{source.chosen}: that would measure memory. Train on fold {source.chosen}, or evaluate fold {trained}"
+            f"{source.chosen}: that would not measure generalisation. Train on fold {source.chosen}, or evaluate "
+            f"fold {trained}"
         )
     if trained not in folds:
         raise DataError(f"{run} was trained on fold {trained}, which {source.root} does not have complete")

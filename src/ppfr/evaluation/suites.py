@@ -93,7 +93,7 @@ def protocol_result(
     if figures.simulated:
         remarks.append("SIMULATED: one modality was computed from photos; this says nothing about real sensors.")
     if unmatched := sum(fold.unmatched for fold in figures.folds):
-        remarks.append(f"{unmatched} probes have no gallery photo of their person and count nowhere.")
+        remarks.append(f"{unmatched} probes have no gallery photo of their person and are left out of all figures.")
     return SuiteResult(
         suite=SUITES[name],
         path=path,

@@ -120,7 +120,7 @@ def custom_method(
     by name, with one row for each image; random draws come from `generator`. `embed(tensors)` is the server, if there
     is one: (B,D). `clients` are all clients that someone who knows the deployment would have to try, by name, each
     without random draws (see `Method.hypotheses`); a function without random draws needs none, one with draws has none
-    unless they are given. `weakened` is the client without its protection, for attacks to prove themselves on; by
+    unless they are given. `weakened` is the client without its protection, the control of attacks; by
     default the clear image is written into tensors of the payload's shapes. `secrets` names what a deployment keeps
     secret. Raises MethodError for a function that does not give one row for each image.
     """

@@ -15,7 +15,7 @@ EXIT_STATUS = 128 + signal.SIGTERM
 
 
 class Interrupted(PpfrError):
-    """Training was asked to stop by SIGTERM or Ctrl-C and has written a checkpoint to go on from."""
+    """Training was asked to stop by SIGTERM or Ctrl-C and has written a checkpoint to continue from."""
 
 
 @contextmanager

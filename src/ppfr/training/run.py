@@ -62,7 +62,7 @@ class Run:
         if self.recipe_file.exists():
             if not resume:
                 raise RecipeError(
-                    f"{self.folder} already holds a run; add --resume to go on with it, or choose another --out"
+                    f"{self.folder} already holds a run; add --resume to continue it, or choose another --out"
                 )
             # settings that did not exist when the run began have their defaults
             begun = Recipe.model_validate(yaml.safe_load(self.recipe_file.read_text()))

@@ -129,7 +129,7 @@ class StageTrainer:
         if stops:
             raise Interrupted(
                 f"stopped in stage {self.stage.name!r} after step {step} of {self.steps}; a checkpoint is in "
-                f"{self.run.folder}: repeat the command with --resume to go on"
+                f"{self.run.folder}: repeat the command with --resume to continue"
             )
         return elapsed
 

@@ -55,8 +55,8 @@ def fetch(url: str, sha256: str, path: Path) -> None:
             _download(url, part)
         except (OSError, http.client.HTTPException) as error:
             raise DataError(
-                f"{url}: cannot be fetched ({_reason(error)}); call again to go on where it broke, or fetch the file "
-                "yourself and give its path"
+                f"{url}: cannot be fetched ({_reason(error)}); call again to continue where it broke, or fetch the "
+                "file yourself and give its path"
             ) from error
         found = sha256_file(part)
         if found != sha256:

@@ -47,7 +47,7 @@ class AuditHooks(SecretHolder):
         return [Hypothesis("client", lambda images: self._protect(images, torch.Generator(images.device)))]
 
     def weakened(self) -> Hypothesis | None:
-        """This client with what protects taken away, for attacks to prove themselves on: noise off, draws fixed.
+        """This client with what protects taken away, the control of attacks: noise off, draws fixed.
 
         An attack that fails here is not believed elsewhere. The default None leaves the choice to the audit, which lets
         the client write the clear image into tensors of the payload's shapes.
