@@ -42,6 +42,8 @@ METHODS = {
     "ppfr-fd": ({}, SPEC),
 }
 DETECTOR = "models/face_detection_yunet_2026may.onnx"
+# two draws of the client may be the same, and then so are the embeddings
+ADA_WAS_FOUND = re.compile(r"Ada Lovelace: cosine (0\.\d{3}|1\.000)")
 PHOTOS = ("000114.jpg", "006365.jpg", "015501.jpg")
 
 
@@ -427,8 +429,8 @@ def test_enrol_recognise_and_verify(tab: Tab, site: Site, deployment: Path, tmp_
     told = text(tab, "payload-note")
     fill(tab, "subject", "Ada Lovelace")
     assert click(tab, "enrol") == "Ada Lovelace is enrolled."
-    assert "Ada Lovelace: cosine 0." in click(tab, "recognise")
-    assert "Ada Lovelace: cosine 0." in click(tab, "verify")
+    assert ADA_WAS_FOUND.search(click(tab, "recognise"))
+    assert ADA_WAS_FOUND.search(click(tab, "verify"))
     choose(tab, saved(face(2), tmp_path / "photo-of-another.png"))
     fill(tab, "subject", "Charles / Babbage")
     assert click(tab, "enrol") == "Charles / Babbage is enrolled."
@@ -470,7 +472,7 @@ def test_messages_are_coded_as_the_contract_says(
         told = text(tab, "payload-note")
         fill(tab, "subject", "Ada Lovelace")
         assert click(tab, "enrol") == "Ada Lovelace is enrolled."
-        assert "Ada Lovelace: cosine 0." in click(tab, "recognise")
+        assert ADA_WAS_FOUND.search(click(tab, "recognise"))
         body = next(one.body for one in site.requests if one.body)
     assert told.endswith(f"; {len(body):,} bytes as int8")
     # a byte a value, two numbers a channel and a header
@@ -491,8 +493,8 @@ def test_a_photo_is_aligned_and_stays(
         assert text(tab, "alert") == ""
         fill(tab, "subject", "Ada Lovelace")
         assert click(tab, "enrol") == "Ada Lovelace is enrolled."
-        assert "Ada Lovelace: cosine 0." in click(tab, "recognise")
-        assert "Ada Lovelace: cosine 0." in click(tab, "verify")
+        assert ADA_WAS_FOUND.search(click(tab, "recognise"))
+        assert ADA_WAS_FOUND.search(click(tab, "verify"))
         own = shown(tab, "crop")
         assert np.abs(own.astype(int) - fit_crop(crop, 32)).mean() < 2.5
         secrets = (deployment / "client" / "secrets.safetensors").read_bytes()[-64:]
