@@ -440,7 +440,8 @@ def test_enrol_recognise_and_verify(tab: Tab, site: Site, deployment: Path, tmp_
     nothing_leaks(tab, site, photo.read_bytes(), [face(0), face(2), fit_crop(face(0), 32)], secrets)
     assert complaints(tab) == []
     bodies = [one.body for one in site.requests if one.body]
-    assert len(bodies) == 5 and len(set(bodies)) == 5
+    # of one photo, two queries may draw the same of 18 kinds of payload; of two photos nothing is alike
+    assert len(bodies) == 5 and not set(bodies[:3]) & set(bodies[3:])
     assert f"{len(bodies[0]):,} bytes as float16 (not dct:0.02, which this page cannot compute)" in told
 
     client = Protector(deployment / "client")
