@@ -29,6 +29,7 @@ def test_a_run_and_its_method_verify_alike(run: Path) -> None:
     assert ppfr.evaluate(ppfr.load(run), TINY) == found
 
 
+@pytest.mark.slow
 def test_a_run_judges_the_audit_of_a_client_of_ones_own(run: Path, tmp_path: Path) -> None:
     method = ppfr.custom_method("clear", lambda images, generator: images)
     found = ppfr.audit(method, TINY, judge=run, attacks=["linear-inversion"], out=tmp_path)

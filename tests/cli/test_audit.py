@@ -19,6 +19,7 @@ def judge(shared: Path) -> Path:
     return shared / "models" / "mobilefacenet_ms1m.onnx"
 
 
+@pytest.mark.slow
 def test_an_audit_writes_a_card_and_a_page(
     untrained: Path, judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

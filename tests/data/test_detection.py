@@ -129,6 +129,7 @@ def distance(found: Detection, straight: Detection, transform: np.ndarray) -> fl
 
 
 class TestDetectors:
+    @pytest.mark.slow
     def test_find_the_reference_faces(self, detector: MultiPassDetector, shared: Path):
         seen = measure(detector, shared / "wild")
         assert seen.wanted == 66

@@ -114,6 +114,7 @@ def test_a_failure_is_told_and_does_not_stop_the_others(
     assert "wild failed" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_unforeseen_error_does_not_stop_the_others(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +170,7 @@ def test_without_a_judge_the_audit_is_the_attacks_that_need_none(recipe: Path, t
     assert (folder / "report.html").read_text() == page
 
 
+@pytest.mark.slow
 def test_a_teacher_is_trained_first_where_the_recipe_names_one(recipe: Path, tmp_path: Path) -> None:
     small = tmp_path / "small.yaml"
     small.write_text(

@@ -68,6 +68,7 @@ def test_a_folder_that_is_no_deployment_is_refused(tmp_path: Path) -> None:
         Embedder(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_deployment_is_left_as_it_is(tmp_path: Path) -> None:
     method = create("arcface", BackboneSpec("mobilefacenet", 16, 0.125, (112, 112)), seed=0).eval()
     first = export_method(method, tmp_path)

@@ -117,6 +117,7 @@ def test_why_there_is_no_bfloat16() -> None:
         onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.slow
 def test_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ppfr.save(build("arcface"), tmp_path / "run")
     settings = (tmp_path / "run", "--out", tmp_path / "out", "--precision", "float32,int8")

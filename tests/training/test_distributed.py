@@ -109,6 +109,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 SLOW = {
+    "whole head",
     "moving statistics",
     "dropout in the network",
     "whole head of norms",
